@@ -1,0 +1,97 @@
+"""A workbench for unlearning research: what a model knows, where, and whether it has forgotten.
+
+The public names below are imported when they are first used, so that `import workbench` costs
+nothing.
+"""
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from workbench.activations import Activations, harvest
+    from workbench.audit import AuditReport, Measurement, audit
+    from workbench.facts import (
+        Fact,
+        FactSet,
+        Target,
+        build_valley,
+        check_contract,
+        load_facts,
+        save_facts,
+    )
+    from workbench.hooks import Site, captured, edited
+    from workbench.interventions import Clamp, Gate, Rescale, load_edit, random_control, save_edit
+    from workbench.locate import ConceptFeatures, locate
+    from workbench.models import LMConfig, golds, load_golds, load_model, recall, train_lm
+    from workbench.report import write_html
+    from workbench.sae import TrainConfig, load_sae, train_sae
+
+__version__ = "0.1.0"
+
+PUBLIC = {
+    "load_facts": "workbench.facts",
+    "save_facts": "workbench.facts",
+    "build_valley": "workbench.facts",
+    "check_contract": "workbench.facts",
+    "FactSet": "workbench.facts",
+    "Fact": "workbench.facts",
+    "Target": "workbench.facts",
+    "load_model": "workbench.models",
+    "load_golds": "workbench.models",
+    "train_lm": "workbench.models",
+    "LMConfig": "workbench.models",
+    "golds": "workbench.models",
+    "recall": "workbench.models",
+    "Site": "workbench.hooks",
+    "captured": "workbench.hooks",
+    "edited": "workbench.hooks",
+    "harvest": "workbench.activations",
+    "Activations": "workbench.activations",
+    "train_sae": "workbench.sae",
+    "load_sae": "workbench.sae",
+    "TrainConfig": "workbench.sae",
+    "locate": "workbench.locate",
+    "ConceptFeatures": "workbench.locate",
+    "Clamp": "workbench.interventions",
+    "Rescale": "workbench.interventions",
+    "Gate": "workbench.interventions",
+    "random_control": "workbench.interventions",
+    "save_edit": "workbench.interventions",
+    "load_edit": "workbench.interventions",
+    "audit": "workbench.audit",
+    "AuditReport": "workbench.audit",
+    "Measurement": "workbench.audit",
+    "write_html": "workbench.report",
+}
+"""Each public name and the module it is taken from."""
+
+__all__ = list(PUBLIC)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value = getattr(import_module(PUBLIC[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *PUBLIC})
+
+
+class _Workbench(ModuleType):
+    """Keeps `workbench.audit` and `workbench.locate` the functions.
+
+    Python binds an imported subpackage to its name in the parent package; for public names that is
+    refused here. What is in these two packages is reached by `from workbench.audit import ...`, not
+    by `import workbench.audit.x as y`.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in PUBLIC and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Workbench
