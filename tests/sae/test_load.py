@@ -1,0 +1,108 @@
+"""Opening SAEs, refusing what is none, and refusing those of another model."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from workbench.errors import SAEError
+from workbench.models.load import load_model, weights_sha256
+from workbench.sae.load import load_sae, max_activation, require_fit, save_sae
+
+
+def test_saved_sae_comes_back_with_its_statistics(sae: Any, tmp_path: Path) -> None:
+    save_sae(sae, tmp_path / "sae")
+    again, rows = load_sae(tmp_path / "sae"), torch.randn(20, 32)
+    assert torch.equal(again.encode(rows), sae.encode(rows))
+    assert torch.equal(again(rows), sae(rows))
+    assert torch.equal(again.max_activation, sae.max_activation)
+    assert torch.equal(again.density, sae.density)
+    assert not any(p.requires_grad for p in again.parameters())
+    assert "density" not in again.state_dict()
+
+
+def test_sae_without_statistics_opens_and_says_so_when_asked(
+    make_sae: Callable, tmp_path: Path
+) -> None:
+    save_sae(make_sae(stats=[]), tmp_path / "sae")
+    with pytest.raises(SAEError, match=r"no feature_stats\.safetensors"):
+        max_activation(load_sae(tmp_path / "sae"))
+
+
+@pytest.mark.parametrize("source", ["nowhere", "valley/blocks.9.hook_resid_post"])
+def test_missing_sae_is_an_error(source: str, tmp_path: Path) -> None:
+    for given in (source, tmp_path / source):
+        with pytest.raises(SAEError, match=r"not bundled .* and no folder with a cfg\.json"):
+            load_sae(given)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def strange(path: Path) -> None:
+    path.write_text(json.dumps({"architecture": "unheard-of"}))
+
+
+def empty(path: Path) -> None:
+    path.write_text("{}")
+
+
+def other_shape(path: Path) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), "d_sae": 7}))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:sae_lens")
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("sae_weights.safetensors", Path.unlink),
+        ("sae_weights.safetensors", cut),
+        ("feature_stats.safetensors", cut),
+        ("cfg.json", cut),
+        ("cfg.json", strange),
+        ("cfg.json", empty),
+        ("cfg.json", other_shape),
+    ],
+)
+def test_damaged_sae_is_named(
+    make_sae: Callable, tmp_path: Path, name: str, damage: Callable[[Path], Any]
+) -> None:
+    save_sae(make_sae(), tmp_path / "sae")
+    damage(tmp_path / "sae" / name)
+    with pytest.raises(SAEError, match="not an SAE in the SAELens format") as raised:
+        load_sae(tmp_path / "sae")
+    assert str(tmp_path / "sae") in str(raised.value)
+
+
+def test_sae_fits_the_weights_it_names_and_no_others(
+    make_sae: Callable, make_llama: Callable, tokenizer: Any, bridge: Any
+) -> None:
+    own, other = weights_sha256(bridge), load_model(make_llama(seed=1), tokenizer=tokenizer)
+    sae = make_sae(model_sha256=own)
+    require_fit(sae, bridge)
+    with pytest.raises(SAEError, match=f"weights {own[:12]}, the model has"):
+        require_fit(sae, other)
+    require_fit(make_sae(), other)
+
+
+def test_one_changed_weight_is_another_model(
+    make_sae: Callable, make_llama: Callable, tokenizer: Any
+) -> None:
+    model = load_model(make_llama(), tokenizer=tokenizer)
+    sae = make_sae(model_sha256=weights_sha256(model))
+    require_fit(sae, model)
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[0] += 1e-3
+    with pytest.raises(SAEError, match="load the model it names"):
+        require_fit(sae, model)
+
+
+def test_sae_of_another_width_is_refused(make_sae: Callable, bridge: Any) -> None:
+    sae = make_sae()
+    sae.cfg.d_in = 48
+    with pytest.raises(SAEError, match="reads 48 dimensions, the model has 32"):
+        require_fit(sae, bridge)
