@@ -1,0 +1,123 @@
+"""What the figures share: intervals, curves, labels and layout."""
+
+from collections.abc import Callable
+from html import escape
+from textwrap import wrap
+from typing import Any
+
+import plotly.graph_objects as go
+
+from workbench.report.roles import STYLES, Point
+
+INK, GRID = "#222222", "#E4E4E4"
+DODGE = 0.06
+"""Sideways shift between roles, in axis units, that keeps intervals at one place apart."""
+
+
+def traits(
+    role: str, name: str, points: list[Point], axis: str = "y", color: str | None = None
+) -> dict[str, Any]:
+    """What bars, dots and curves of a role have alike: name, interval, and what hovering tells."""
+    error = {
+        "array": [max(0.0, p.high - p.value) for p in points],
+        "arrayminus": [max(0.0, p.value - p.low) for p in points],
+        "color": color or STYLES[role].color,
+        "thickness": 1.3,
+        "width": 3,
+    }
+    return {
+        "name": name,
+        "legendgroup": role,
+        f"error_{axis}": error,
+        "customdata": [[p.low, p.high, p.n, p.n_entities] for p in points],
+        "hovertemplate": f"%{{{axis}:.3f}} [%{{customdata[0]:.3f}}, %{{customdata[1]:.3f}}]"
+        "<br>n = %{customdata[2]}, %{customdata[3]} entities",
+    }
+
+
+def add_curves(
+    figure: go.Figure,
+    curves: dict[str, dict[float, Point]],
+    names: dict[str, str],
+    scale: Callable[[float], float] = float,
+    panel: int = 1,
+) -> None:
+    """A line with intervals for each role; behind the gold mean a band from lowest to highest gold.
+
+    Args:
+        curves: for each role its points by place.
+        scale: from a place to where it stands on the axis.
+        panel: row of the subplot, from 1.
+    """
+    for role, points in curves.items():
+        style, places = STYLES[role], sorted(points)
+        shown = [points[place] for place in places]
+        if role == "gold":
+            x = [scale(place) for place in places]
+            outline = [*(p.most for p in shown), *(p.least for p in reversed(shown))]
+            figure.add_scatter(
+                x=[*x, *reversed(x)], y=outline, mode="lines", line={"width": 0},
+                fill="toself", fillcolor=style.color, opacity=0.2,
+                hoverinfo="skip", showlegend=False, legendgroup=role, row=panel, col=1,
+            )  # fmt: skip
+        figure.add_scatter(
+            x=[scale(place) + dodge(role, curves) for place in places],
+            y=[p.value for p in shown], mode="lines+markers",
+            line={"color": style.color, "dash": style.dash, "width": 2},
+            marker={"symbol": style.symbol, "size": 8},
+            showlegend=is_new(figure, names[role]), row=panel, col=1,
+            **traits(role, names[role], shown),
+        )  # fmt: skip
+
+
+def dodge(role: str, curves: dict[str, Any]) -> float:
+    """Sideways shift of a role, so that those shown together stand around their place."""
+    return DODGE * (list(curves).index(role) - (len(curves) - 1) / 2)
+
+
+def is_new(figure: go.Figure, name: str) -> bool:
+    """Whether the legend does not have the name yet."""
+    return not list(figure.select_traces({"name": name}))
+
+
+def nothing(why: str) -> go.Figure:
+    """A figure that says why there is nothing to draw."""
+    figure = go.Figure()
+    figure.update_xaxes(visible=False)
+    figure.update_yaxes(visible=False)
+    figure.add_annotation(
+        text=label(why, 40), showarrow=False, x=0.5, y=0.5, xref="paper", yref="paper"
+    )
+    return laid_out(figure, 140)
+
+
+def laid_out(figure: go.Figure, height: int) -> go.Figure:
+    """The figure with the template, fonts and legend of all figures.
+
+    Args:
+        height: in pixels; the width is that of the page.
+    """
+    figure.update_layout(
+        template="plotly_white",
+        height=height,
+        font={"family": "Helvetica, Arial, sans-serif", "size": 13, "color": INK},
+        margin={"l": 10, "r": 10, "t": 10, "b": 10},
+        legend={
+            "orientation": "h",
+            "x": 0, "xanchor": "left", "xref": "container",
+            "y": 1, "yanchor": "top", "yref": "container",
+        },
+        dragmode=False,
+    )  # fmt: skip
+    axis = {"showline": True, "linecolor": "#555555", "ticks": "outside", "zeroline": False}
+    figure.update_xaxes(**axis, automargin=True, gridcolor=GRID, title_font_size=13)
+    figure.update_yaxes(**axis, automargin=True, gridcolor=GRID, title_font_size=13)
+    return figure
+
+
+def label(value: Any, width: int = 20) -> str:
+    """Text in lines of a width, escaped for plotly, which reads tags in labels.
+
+    Quotes stay as they are: plotly does not read their entities.
+    """
+    return "<br>".join(escape(line, quote=False) for line in wrap(str(value), width))
