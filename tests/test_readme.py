@@ -1,0 +1,28 @@
+"""The README's Python lines run as they stand."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+@pytest.mark.slow
+def test_the_nine_lines_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    names: dict = {}
+    exec(compile(block, "README.md", "exec"), names)
+    assert names["report"].verdict.primary in ("NOT_REMOVED", "SUPPRESSED", "INCONCLUSIVE")
+    assert (tmp_path / "runs/line/report.html").stat().st_size > 10_000
+
+
+def test_every_command_of_the_readme_is_known_to_the_command_line():
+    from workbench.cli import _parser
+
+    (block,) = re.findall(r"```sh\n(workbench facts valley.*?)```", README.read_text(), re.DOTALL)
+    lines = block.replace("gold-*", "gold-0 g1 g2").strip().splitlines()
+    assert len(lines) == 8
+    for line in lines:
+        assert _parser().parse_args(line.split()[1:]).command == line.split()[1]

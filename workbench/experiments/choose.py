@@ -1,0 +1,245 @@
+"""Choosing an ablation: gate, features, dose and sites, on facts that are never scored."""
+
+import itertools
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from workbench.errors import EditError
+from workbench.facts.contract import priors
+from workbench.facts.schema import Fact
+from workbench.facts.target import Target
+from workbench.hooks import Intervention, Site, edited
+from workbench.interventions import Clamp, Gate, calibrated, fit_gate_weights, random_control
+from workbench.interventions.gate import gate_evidence
+from workbench.locate import locate
+from workbench.locate.scores import prompt_streams
+from workbench.models.score import ask, recall
+
+
+@dataclass(frozen=True)
+class ChooseConfig:
+    """What is tried.
+
+    Attributes:
+        k: features clamped at each site.
+        doses: multiples of each feature's maximum; the trade-off figure sweeps them all.
+        false_alarms: share of retained validation prompts on which the gate may open.
+        max_harm: largest fall of recall of any retained kind that is acceptable during the choice.
+        sample: retained facts asked per kind during the choice.
+    """
+
+    k: int = 64
+    methods: tuple[str, ...] = ("frequency", "attribution")
+    doses: tuple[float, ...] = (-0.5, -1.0, -2.0, -4.0)
+    false_alarms: tuple[float, ...] = (0.02, 0.05)
+    max_harm: float = 0.03
+    sample: int = 120
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One edit that was tried, with recall on audit-only templates.
+
+    Attributes:
+        forget: on the S fold.
+        retained: the lowest over kinds of retained entities.
+        harm: the largest fall below the unedited model over kinds of retained entities.
+        control_forget: on the S fold, with matched random features in the place of the chosen ones;
+            nan where not measured.
+    """
+
+    sites: tuple[str, ...]
+    method: str
+    false_alarms: float
+    dose: float
+    k: int
+    forget: float
+    retained: float
+    harm: float
+    control_forget: float = float("nan")
+    chosen: bool = False
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The edit, every trial that led to it, and the sweep over dose of the chosen setting."""
+
+    edits: tuple[Intervention, ...]
+    trials: tuple[Trial, ...]
+    sweep: tuple[Trial, ...]
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [asdict(trial) for trial in self.sweep]
+
+
+def choose_edit(
+    model: Any,
+    saes: Sequence[Any],
+    target: Target,
+    config: ChooseConfig | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Choice:
+    """Tries gated clamps, keeps the one that leaves least of S without harming what stays.
+
+    Clamps are tried at each site alone and at all together. Gate weights are fitted on training
+    templates of T against retained facts outside R_va and R_te; thresholds are set on R_va; the
+    choice is made on audit-only templates of S and of retained facts outside R_te. V and R_te have
+    no part. Among edits that harm no retained kind by more than `max_harm`, the one nearest to the
+    prior on S wins, the weaker dose first; if all do, the least harmful one.
+
+    Raises:
+        EditError: the target has no S fold to choose on.
+    """
+    config = config or ChooseConfig()
+    if not target.folds["S"] or not all(target.retain.values()):
+        raise EditError(
+            f"target {target.name!r} has no S fold or no retained facts of its relations to choose "
+            "an edit on"
+        )
+    bench = _Bench(model, target, config)
+    gates = {}
+    for sae in saes:
+        say(f"fit gate at {sae.cfg.metadata.hook_name}")
+        gates[id(sae)] = _fit_gate(model, sae, target, config)
+    features = {
+        (id(sae), method): locate(model, sae, target, config.k, method).features  # pyright: ignore[reportArgumentType]
+        for sae in saes
+        for method in config.methods
+    }
+
+    def build(chosen: Sequence[Any], method: str, alarms: float, dose: float) -> list[Gate]:
+        return [
+            calibrated(
+                Gate(
+                    Clamp(sae, features[id(sae), method], dose, "everywhere"),
+                    sae,
+                    gates[id(sae)][0],
+                    0.0,
+                ),
+                gates[id(sae)][1],
+                alarms / len(chosen),
+            )
+            for sae in chosen
+        ]
+
+    groups = [[sae] for sae in saes] + ([list(saes)] if len(saes) > 1 else [])
+    grid = list(itertools.product(groups, config.methods, config.false_alarms, config.doses[1::2]))
+    trials = []
+    for i, (chosen, method, alarms, dose) in enumerate(grid):
+        say(f"try edit {i + 1} of {len(grid)}")
+        trials.append(bench.trial(build(chosen, method, alarms, dose), method, alarms, dose))
+    best = _best(trials, config.max_harm, bench.prior)
+    chosen, method, alarms, dose = grid[best]
+    sweep = []
+    for other in config.doses:
+        say(f"sweep dose {other:g}")
+        edits = build(chosen, method, alarms, other)
+        trial = bench.trial(
+            edits, method, alarms, other, [random_control(e, config.seed) for e in edits]
+        )
+        sweep.append(replace(trial, chosen=other == dose))
+    trials[best] = replace(trials[best], chosen=True)
+    return Choice(tuple(build(chosen, method, alarms, dose)), tuple(trials), tuple(sweep))
+
+
+def _best(trials: Sequence[Trial], max_harm: float, prior: float) -> int:
+    """Index of the trial that wins by the rule of `choose_edit`."""
+    kept = [i for i, t in enumerate(trials) if t.harm <= max_harm]
+    if not kept:
+        return min(range(len(trials)), key=lambda i: trials[i].harm)
+    return min(kept, key=lambda i: _preference(trials[i], prior))
+
+
+def _preference(trial: Trial, prior: float) -> tuple[float, int, float]:
+    """Nearest to the prior first, to the second digit; then fewer sites, then the weaker dose."""
+    return round(abs(trial.forget - prior), 2), len(trial.sites), abs(trial.dose)
+
+
+def _fit_gate(
+    model: Any, sae: Any, target: Target, config: ChooseConfig
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gate weights, and the highest evidence within each retained validation prompt."""
+    site = Site.parse(sae.cfg.metadata.hook_name)
+    asked_of = {f.subject for f in target.retained}
+    unrelated = [
+        f
+        for facts in _sampled_by_kind(target, config, exclude=("R_va", "R_te")).values()
+        for f in facts
+        if f.subject not in asked_of
+    ]
+    concept, retained, others = (
+        prompt_streams(model, ask(facts, "train"), site)
+        for facts in (target.fold("T"), target.retain["R_tr"], unrelated)
+    )
+    weights = fit_gate_weights(sae, concept, retained, others)
+    validation = [*ask(target.retain["R_va"], "train"), *ask(target.retain["R_va"], "audit")]
+    streams = prompt_streams(model, validation, site)
+    peaks = [gate_evidence(sae, weights, stream)[-1] for stream in streams]
+    return weights, torch.stack(peaks).cpu()
+
+
+def _sampled_by_kind(
+    target: Target, config: ChooseConfig, exclude: Sequence[str]
+) -> dict[str, list[Fact]]:
+    """Up to `sample` retained facts of each kind of entity, none of the excluded folds."""
+    barred = {f.key for fold in exclude for f in target.retain[fold]} | target.forget_keys
+    kinds: dict[str, list[Fact]] = {}
+    forgotten = set(target.entities)
+    for fact in target.facts.facts:
+        usable = (
+            fact.stated and not fact.derived and fact.audit_templates and fact.key not in barred
+        )
+        if usable and fact.subject not in forgotten:
+            kinds.setdefault(target.facts.entity[fact.subject].kind, []).append(fact)
+    rng = random.Random(config.seed)
+    return {
+        kind: rng.sample(facts, min(config.sample, len(facts))) for kind, facts in kinds.items()
+    }
+
+
+class _Bench:
+    """Asks the same selection questions of every edit that is tried."""
+
+    def __init__(self, model: Any, target: Target, config: ChooseConfig) -> None:
+        self.model, self.target, self.config = model, target, config
+        self.retained = _sampled_by_kind(target, config, exclude=("R_te",))
+        shares = priors(target.retained)
+        s = target.fold("S")
+        self.unedited = {kind: self._recall((), facts) for kind, facts in self.retained.items()}
+        self.prior = sum(max(shares[f.relation].values()) for f in s if f.relation in shares) / len(
+            s
+        )
+
+    def trial(
+        self,
+        edits: Sequence[Gate],
+        method: str,
+        alarms: float,
+        dose: float,
+        control: Sequence[Intervention] = (),
+    ) -> Trial:
+        kept = {kind: self._recall(edits, facts) for kind, facts in self.retained.items()}
+        harm = max(self.unedited[kind] - kept[kind] for kind in kept)
+        control_forget = self._recall(control, self.target.fold("S")) if control else float("nan")
+        sites = tuple(e.site.name for e in edits)
+        forget = self._recall(edits, self.target.fold("S"))
+        return Trial(
+            sites,
+            method,
+            alarms,
+            dose,
+            self.config.k,
+            forget,
+            min(kept.values()),
+            harm,
+            control_forget,
+        )
+
+    def _recall(self, edits: Sequence[Intervention], facts: Sequence[Fact]) -> float:
+        with edited(self.model, edits):
+            return recall(self.model, self.model.tokenizer, self.target.facts, facts, "audit")
