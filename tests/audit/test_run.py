@@ -1,5 +1,6 @@
 """Whole audits of edits whose truth is known."""
 
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib import import_module
@@ -168,6 +169,34 @@ def test_models_are_left_as_they_were(
     assert weights_sha256(original) == made["original"]
     assert [weights_sha256(g) for g in golds] == [made[f"gold-{i}"] for i in range(3)]
     assert all(not m.training for m in (original, another_gold, *golds))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_attack_that_leaks_into_the_model_fails_its_gate(
+    original: Any,
+    golds: list[Any],
+    person: Target,
+    workers: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = import_module("workbench.audit.run")
+    asked = run.recall_scores
+    leaking = copy.deepcopy(golds[0])
+
+    def ask_and_change(model: Any, *rest: Any) -> Any:
+        found = asked(model, *rest)
+        if weights_sha256(model) == weights_sha256(leaking):
+            model.unembed.W_U.data[0, 0] += 1
+        return found
+
+    config = replace(CONFIG, workers=workers)
+    sound = audit(original, [], person, [leaking, *golds[1:]], config)
+    monkeypatch.setattr(run, "recall_scores", ask_and_change)
+    leaked = audit(original, [], person, [leaking, *golds[1:]], config)
+    before, after = (next(g for g in r.gates if g.id == "G7") for r in (sound, leaked))
+    assert before.passed
+    assert not after.passed
+    assert after.value < 1
 
 
 @pytest.fixture(scope="module")

@@ -51,6 +51,7 @@ class View:
 
 
 Steps = Callable[[str], None]
+Hashes = dict[tuple[str, str], str]
 
 
 def audit(
@@ -73,6 +74,41 @@ def audit(
         AuditError: fewer than three golds, or a target with nothing to score.
     """
     config, started = config or AuditConfig(), time.monotonic()
+    _require_scorable(target, golds)
+    views = _views(model, edit, golds, config.seed)
+    before = {(v.role, v.view): weights_sha256(v.model) for v in views}
+    scores, after = _measure_all(views, target, config, say)
+    deployed = views[1].view
+    roles = Roles(
+        original=scores["original", ""],
+        edited=scores["edited", deployed],
+        hooks_off=scores.get(("edited", "hooks_off")),
+        golds=[scores[v.role, v.view] for v in views if v.role.startswith("gold")],
+        control=scores.get(("control", "permuted"), {}),
+    )
+    endpoints = make_endpoints(roles, target, deployed, config.seed)
+    identical = before["edited", deployed] == before["original", ""]
+    gates = (*make_gates(roles, target, check_contract(target)), _untouched(before, after))
+    rows = [
+        _row(view, key, s, config.seed)
+        for view, found in scores.items()
+        for key, s in found.items()
+    ]
+    return AuditReport(
+        rows=(
+            *rows,
+            *make_objectives(roles, deployed, config.seed),
+            _weights_row(identical, config.seed),
+        ),
+        endpoints=endpoints,
+        gates=gates,
+        verdict=decide(endpoints, gates, identical, target.name),
+        limits=_limits(target, config),
+        provenance=_provenance(target, config, views, before, time.monotonic() - started),
+    )
+
+
+def _require_scorable(target: Target, golds: Sequence[Any]) -> None:
     if len(golds) < 3:
         raise AuditError(
             f"{len(golds)} golds were given; wanted three or more models that never knew "
@@ -85,42 +121,17 @@ def audit(
             f"target {target.name!r}: every fact of its folds V, S, R_va and R_te needs audit-only "
             "prompts, since these alone are scored, and V needs a fact"
         )
-    before = weights_sha256(model)
-    views = _views(model, edit, golds, config.seed)
-    scores = _measure_all(views, target, config, say)
-    roles = Roles(
-        original=scores["original", ""],
-        edited=scores["edited", views[1].view],
-        hooks_off=scores.get(("edited", "hooks_off")),
-        golds=[scores[v.role, v.view] for v in views if v.role.startswith("gold")],
-        control=scores.get(("control", "permuted"), {}),
-    )
-    endpoints = make_endpoints(roles, target, views[1].view, config.seed)
-    identical = weights_sha256(views[1].model) == before
-    untouched = Gate(
+
+
+def _untouched(before: Hashes, after: Hashes) -> Gate:
+    """G7: what was measured is what was given; an attack that leaked would change it."""
+    same = sum(after[name] == sha256 for name, sha256 in before.items()) / len(before)
+    return Gate(
         "G7",
-        weights_sha256(model) == before,
+        same == 1.0,
+        same,
         1.0,
-        1.0,
-        "the original's weights are bitwise what they were",
-    )
-    gates = (*make_gates(roles, target, check_contract(target)), untouched)
-    rows = [
-        _row(view, key, s, config.seed)
-        for view, found in scores.items()
-        for key, s in found.items()
-    ]
-    return AuditReport(
-        rows=(
-            *rows,
-            *make_objectives(roles, views[1].view, config.seed),
-            _weights_row(identical, config.seed),
-        ),
-        endpoints=endpoints,
-        gates=gates,
-        verdict=decide(endpoints, gates, identical, target.name),
-        limits=_limits(target, config),
-        provenance=_provenance(target, config, views, time.monotonic() - started),
+        "share of the measured models whose weights are bitwise what they were",
     )
 
 
@@ -147,19 +158,22 @@ def _views(model: Any, edit: Any, golds: Sequence[Any], seed: int) -> list[View]
 
 def _measure_all(
     views: Sequence[View], target: Target, config: AuditConfig, say: Steps
-) -> dict[tuple[str, str], dict[Key, Scores]]:
-    """The scores of every view, `config.workers` views at a time.
+) -> tuple[dict[tuple[str, str], dict[Key, Scores]], Hashes]:
+    """The scores of every view, `config.workers` views at a time, and its weights afterwards.
 
     With several workers each view has a model of its own, since hooks are attached to models, and
     one thread, which for small models is as fast as two.
     """
     names = [(v.role, v.view) for v in views]
     if config.workers == 1:
-        return dict(zip(names, (_measure(v, target, config, say) for v in views), strict=True))
-    own = [replace(v, model=copy.deepcopy(v.model)) for v in views]
-    with ThreadPoolExecutor(config.workers, "audit", torch.set_num_threads, (1,)) as pool:
-        found = pool.map(lambda view: _measure(view, target, config, say), own)
-        return dict(zip(names, found, strict=True))
+        measured = list(views)
+        found = [_measure(v, target, config, say) for v in measured]
+    else:
+        measured = [replace(v, model=copy.deepcopy(v.model)) for v in views]
+        with ThreadPoolExecutor(config.workers, "audit", torch.set_num_threads, (1,)) as pool:
+            found = list(pool.map(lambda view: _measure(view, target, config, say), measured))
+    after = {name: weights_sha256(v.model) for name, v in zip(names, measured, strict=True)}
+    return dict(zip(names, found, strict=True)), after
 
 
 def _measure(view: View, target: Target, config: AuditConfig, say: Steps) -> dict[Key, Scores]:
@@ -230,7 +244,11 @@ def _limits(target: Target, config: AuditConfig) -> tuple[str, ...]:
 
 
 def _provenance(
-    target: Target, config: AuditConfig, views: Sequence[View], runtime_s: float
+    target: Target,
+    config: AuditConfig,
+    views: Sequence[View],
+    hashes: Hashes,
+    runtime_s: float,
 ) -> dict[str, Any]:
     return {
         "target": {
@@ -243,7 +261,7 @@ def _provenance(
             "facts_sha256": target.facts.sha256,
             "seed": target.seed,
         },
-        "models": {f"{v.role} {v.view}".strip(): weights_sha256(v.model) for v in views},
+        "models": {f"{role} {view}".strip(): sha256 for (role, view), sha256 in hashes.items()},
         "edits": [f"{type(e).__name__} at {e.site.name}" for e in views[1].edits],
         "config": json.loads(json.dumps(asdict(config))),  # as it will be read back
         "contract": [asdict(check) for check in check_contract(target)],

@@ -102,49 +102,54 @@ def choose_edit(
             "an edit on"
         )
     bench = _Bench(model, target, config)
-    gates = {}
-    for sae in saes:
-        say(f"fit gate at {sae.cfg.metadata.hook_name}")
-        gates[id(sae)] = _fit_gate(model, sae, target, config)
-    features = {
-        (id(sae), method): locate(model, sae, target, config.k, method).features  # pyright: ignore[reportArgumentType]
-        for sae in saes
-        for method in config.methods
-    }
-
-    def build(chosen: Sequence[Any], method: str, alarms: float, dose: float) -> list[Gate]:
-        return [
-            calibrated(
-                Gate(
-                    Clamp(sae, features[id(sae), method], dose, "everywhere"),
-                    sae,
-                    gates[id(sae)][0],
-                    0.0,
-                ),
-                gates[id(sae)][1],
-                alarms / len(chosen),
-            )
-            for sae in chosen
-        ]
-
+    build = _Builder(model, saes, target, config, say)
     groups = [[sae] for sae in saes] + ([list(saes)] if len(saes) > 1 else [])
     grid = list(itertools.product(groups, config.methods, config.false_alarms, config.doses[1::2]))
     trials = []
-    for i, (chosen, method, alarms, dose) in enumerate(grid):
+    for i, setting in enumerate(grid):
         say(f"try edit {i + 1} of {len(grid)}")
-        trials.append(bench.trial(build(chosen, method, alarms, dose), method, alarms, dose))
+        trials.append(bench.trial(build(*setting), *setting[1:]))
     best = _best(trials, config.max_harm, bench.prior)
     chosen, method, alarms, dose = grid[best]
     sweep = []
     for other in config.doses:
         say(f"sweep dose {other:g}")
         edits = build(chosen, method, alarms, other)
-        trial = bench.trial(
-            edits, method, alarms, other, [random_control(e, config.seed) for e in edits]
-        )
+        control = [random_control(e, config.seed) for e in edits]
+        trial = bench.trial(edits, method, alarms, other, control)
         sweep.append(replace(trial, chosen=other == dose))
     trials[best] = replace(trials[best], chosen=True)
-    return Choice(tuple(build(chosen, method, alarms, dose)), tuple(trials), tuple(sweep))
+    return Choice(tuple(build(*grid[best])), tuple(trials), tuple(sweep))
+
+
+class _Builder:
+    """Builds gated clamps; each SAE's gate is fitted and its features located once."""
+
+    def __init__(
+        self,
+        model: Any,
+        saes: Sequence[Any],
+        target: Target,
+        config: ChooseConfig,
+        say: Callable[[str], None],
+    ) -> None:
+        self.gates, self.features = {}, {}
+        for sae in saes:
+            say(f"fit gate at {sae.cfg.metadata.hook_name}")
+            self.gates[id(sae)] = _fit_gate(model, sae, target, config)
+        for sae, method in itertools.product(saes, config.methods):
+            found = locate(model, sae, target, config.k, method)  # pyright: ignore[reportArgumentType]
+            self.features[id(sae), method] = found.features
+
+    def __call__(self, saes: Sequence[Any], method: str, alarms: float, dose: float) -> list[Gate]:
+        """One gated clamp per SAE; the false alarms allowed are shared between them."""
+        edits = []
+        for sae in saes:
+            weights, peaks = self.gates[id(sae)]
+            clamp = Clamp(sae, self.features[id(sae), method], dose, "everywhere")
+            gate = Gate(clamp, sae, weights, 0.0)
+            edits.append(calibrated(gate, peaks, alarms / len(saes)))
+        return edits
 
 
 def _best(trials: Sequence[Trial], max_harm: float, prior: float) -> int:

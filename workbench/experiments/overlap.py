@@ -14,7 +14,7 @@ from workbench.experiments.choose import ChooseConfig, choose_edit
 from workbench.experiments.world import SITES, TARGET
 from workbench.facts import ValleyConfig, build_valley
 from workbench.models import LMConfig, load_model, recall, train_lm
-from workbench.sae import TrainConfig, train_sae
+from workbench.sae import TrainConfig, load_sae, train_sae
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class OverlapConfig:
 def run(config: OverlapConfig, out: Path | str) -> Path:
     """Trains an original and its SAEs at this overlap, chooses an edit and sweeps its dose.
 
-    Writes `tradeoff.json` with recall before the edit and after it at every dose. Parts that are
-    already in `out` are not made again.
+    Writes `tradeoff.json` with recall before the edit and after it at every dose. Models and
+    SAEs that are already in `out` are not made again.
     """
     torch.set_num_threads(1)
     out = Path(out)
@@ -39,8 +39,11 @@ def run(config: OverlapConfig, out: Path | str) -> Path:
     if not (out / "original").is_dir():
         train_lm(facts, out / "original", config.lm)
     model = load_model(out / "original")
-    handles = harvest(model, facts.corpus, SITES, out / "acts")
-    saes = [train_sae(acts, config.sae, out / "saes" / acts.card.site) for acts in handles]
+    folders = {site: out / "saes" / site.name for site in SITES}
+    if missing := [site for site, folder in folders.items() if not folder.is_dir()]:
+        for acts in harvest(model, facts.corpus, missing, out / "acts"):
+            train_sae(acts, config.sae, folders[acts.site])
+    saes = [load_sae(folder) for folder in folders.values()]
     target = facts.target(TARGET)
     choice = choose_edit(model, saes, target, config.choose)
     write_json(
