@@ -2,13 +2,20 @@
 
 import pytest
 import torch
+from sae_lens.saes.sae import SAEMetadata
 
+from tests.bench.planted import sparse_rows, write
+from workbench.activations import harvest
 from workbench.facts import load_facts
-from workbench.hooks import edited
+from workbench.hooks import Site, edited
 from workbench.interventions import Clamp
 from workbench.locate import locate
 from workbench.models import load_model, recall
+from workbench.sae import TrainConfig, train_sae
+from workbench.sae.config import CLASSES, new_sae
 from workbench.sae.load import bundled_saes, load_sae
+from workbench.sae.step import sparse_step
+from workbench.sae.train import read_recipe
 
 pytestmark = [
     pytest.mark.gpu,
@@ -28,3 +35,39 @@ def test_features_and_the_edited_model_agree_with_the_cpu(method):
         found[device] = set(located.features.tolist()), left
     assert len(found["cpu"][0] & found["cuda"][0]) >= 30
     assert found["cpu"][1] == pytest.approx(found["cuda"][1], abs=0.02)
+
+
+@pytest.mark.parametrize("architecture", list(CLASSES))
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_sae_is_trained_as_on_the_cpu(tmp_path, architecture, bfloat16):
+    acts = write(tmp_path / "acts", sparse_rows(20_000, 64, 128, 5))
+    config = TrainConfig(
+        architecture=architecture, d_sae=256, k=8, sparsity=0.1, samples=400_000, bfloat16=bfloat16
+    )
+    fvu = {}
+    for device in ("cpu", "cuda"):
+        train_sae(acts, config, tmp_path / device, device=device, progress=False)
+        fvu[device] = read_recipe(tmp_path / device)["held_out"]["fvu"]
+    assert fvu["cuda"] == pytest.approx(fvu["cpu"], rel=0.1)
+    assert fvu["cuda"] < 0.5
+
+
+@pytest.mark.parametrize("kind", ["topk", "batchtopk", "matryoshka_batchtopk"])
+def test_sparse_step_is_that_of_the_cpu(kind):
+    config = TrainConfig(architecture=kind, d_sae=2048, k=16)
+    rows = sparse_rows(2048, 64, 128, 5)
+    sae, dead = new_sae(config, SAEMetadata(), rows), torch.rand(2048) < 0.3
+    on_cpu = sparse_step(sae, rows, dead)
+    on_gpu = sparse_step(sae.cuda(), rows.cuda(), dead.cuda())
+    for name, grad in on_cpu.grads.items():
+        assert (on_gpu.grads[name].cpu() - grad).abs().max() <= 1e-3 * grad.abs().max(), name
+
+
+def test_harvest_is_that_of_the_cpu(tmp_path):
+    texts = [d.text for d in load_facts("valley").corpus][:500]
+    rows = {}
+    for device in ("cpu", "cuda"):
+        model = load_model("valley", device=device)
+        (acts,) = harvest(model, texts, Site(1), tmp_path / device, progress=False)
+        rows[device] = acts.rows()
+    torch.testing.assert_close(rows["cuda"], rows["cpu"], atol=1e-2, rtol=1e-2)

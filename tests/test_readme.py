@@ -9,20 +9,25 @@ README = Path(__file__).parents[1] / "README.md"
 
 
 @pytest.mark.slow
-def test_the_nine_lines_run(tmp_path, monkeypatch):
+def test_the_python_lines_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (block,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    line, dictionaries = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
     names: dict = {}
-    exec(compile(block, "README.md", "exec"), names)
+    exec(compile(line, "README.md", "exec"), names)
     assert names["report"].verdict.primary in ("NOT_REMOVED", "SUPPRESSED", "INCONCLUSIVE")
     assert (tmp_path / "runs/line/report.html").stat().st_size > 10_000
+    exec(compile(dictionaries, "README.md", "exec"), names)
+    assert {name for _, name in names["saes"]} == {"small", "wide"}
+    assert "FVU" in capsys.readouterr().out
 
 
 def test_every_command_of_the_readme_is_known_to_the_command_line():
     from workbench.cli import _parser
 
-    (block,) = re.findall(r"```sh\n(workbench facts valley.*?)```", README.read_text(), re.DOTALL)
-    lines = block.replace("gold-*", "gold-0 g1 g2").strip().splitlines()
-    assert len(lines) == 8
+    blocks = re.findall(r"```sh\n(workbench .*?)```", README.read_text(), re.DOTALL)
+    text = "".join(blocks).replace("gold-*", "gold-0 g1 g2")
+    text = re.sub(r"torchrun .* -m workbench\.cli", "workbench", text)
+    lines = text.strip().splitlines()
+    assert len(lines) >= 13
     for line in lines:
         assert _parser().parse_args(line.split()[1:]).command == line.split()[1]

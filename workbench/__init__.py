@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from workbench.activations import Activations, harvest
+    from workbench.activations import Activations, ActivationStream, harvest
     from workbench.audit import AuditReport, Measurement, audit
     from workbench.facts import (
         Fact,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from workbench.locate import ConceptFeatures, locate
     from workbench.models import LMConfig, golds, load_golds, load_model, recall, train_lm
     from workbench.report import write_html
-    from workbench.sae import TrainConfig, load_sae, train_sae
+    from workbench.sae import TrainConfig, check_sae, load_sae, train_sae, train_saes
 
 __version__ = "0.1.0"
 
@@ -49,8 +49,11 @@ PUBLIC = {
     "edited": "workbench.hooks",
     "harvest": "workbench.activations",
     "Activations": "workbench.activations",
+    "ActivationStream": "workbench.activations",
     "train_sae": "workbench.sae",
+    "train_saes": "workbench.sae",
     "load_sae": "workbench.sae",
+    "check_sae": "workbench.sae",
     "TrainConfig": "workbench.sae",
     "locate": "workbench.locate",
     "ConceptFeatures": "workbench.locate",

@@ -31,22 +31,28 @@ def new_folder(path: Path | str) -> Iterator[Path]:
     building = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
         yield building
-        mark_replaceable(building)
-        building.chmod(0o755)
-        if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
-            path.replace(old / path.name)
-            try:
-                building.replace(path)
-            except BaseException:
-                (old / path.name).replace(path)
-                raise
-            finally:
-                shutil.rmtree(old)
-        else:
-            building.replace(path)
+        move_folder(building, path)
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def move_folder(building: Path, path: Path) -> None:
+    """Puts a finished folder in the place of `path`, whose earlier content is then deleted."""
+    require_replaceable(path)
+    mark_replaceable(building)
+    building.chmod(0o755)
+    if not path.exists():
+        building.replace(path)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
+    path.replace(old / path.name)
+    try:
+        building.replace(path)
+    except BaseException:
+        (old / path.name).replace(path)
+        raise
+    finally:
+        shutil.rmtree(old)
 
 
 def require_replaceable(path: Path | str) -> None:

@@ -20,8 +20,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except WorkbenchError as error:
         sys.stderr.write(f"workbench: {error}\n")
         return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("workbench: interrupted; nothing half-written was left behind\n")
+    except KeyboardInterrupt as stopped:
+        why = str(stopped) or "nothing half-written was left behind"
+        sys.stderr.write(f"workbench: interrupted; {why}\n")
         return 130
     return 0
 
@@ -75,22 +76,22 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--target", help="with --golds-of: what the golds never see")
     train.add_argument("--gold-seeds", type=int, nargs="+", default=[0, 1, 2])
 
-    harvest = command("harvest", "read the residual stream of a model over a fact set's texts")
+    harvest = command("harvest", "read the residual stream of a model over texts, into shards")
     harvest.add_argument("model")
-    harvest.add_argument("facts")
+    harvest.add_argument(
+        "facts", help="a fact set, whose texts are read; with --file, a file of texts or token ids"
+    )
+    harvest.add_argument("--file", action="store_true", help=".txt, .jsonl, .npy or .safetensors")
     harvest.add_argument(
         "--sites", nargs="+", required=True, help="for example blocks.1.hook_resid_post"
     )
     harvest.add_argument("--out", type=Path, required=True)
+    harvest.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
+    harvest.add_argument("--special-tokens", choices=("drop", "keep"), default="drop")
+    harvest.add_argument("--context-size", type=int)
+    harvest.add_argument("--device", default="cpu")
 
-    sae = command("train-sae", "train a sparse autoencoder on harvested activations of one site")
-    sae.add_argument("activations", type=Path)
-    sae.add_argument("--out", type=Path, required=True)
-    sae.add_argument("--d-sae", type=int, default=1024)
-    sae.add_argument("--k", type=int, default=32)
-    sae.add_argument("--samples", type=int, default=2_500_000)
-    sae.add_argument("--batch-size", type=int, default=1024)
-    sae.add_argument("--seed", type=int, default=0)
+    _add_sae_commands(command)
 
     for name, help in (
         ("locate", "rank an SAE's features by how much they belong to a target"),
@@ -119,6 +120,43 @@ def _parser() -> argparse.ArgumentParser:
         if name == "locate":
             sub.add_argument("--method", choices=("frequency", "attribution"), default="frequency")
     return parser
+
+
+def _add_sae_commands(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
+    sae = command(
+        "train-sae",
+        "train sparse autoencoders on harvested activations; started by torchrun, on all its "
+        "processes together",
+    )
+    sae.add_argument("activations", type=Path, nargs="+", help="one folder per site")
+    sae.add_argument("--out", type=Path, required=True)
+    sae.add_argument(
+        "--architecture",
+        default="topk",
+        choices=("standard", "gated", "topk", "batchtopk", "jumprelu", "matryoshka_batchtopk"),
+    )
+    sae.add_argument(
+        "--d-sae", type=int, nargs="+", default=[1024], help="several: trained side by side"
+    )
+    sae.add_argument("--k", type=int, default=32)
+    sae.add_argument("--sparsity", type=float, default=1.0, help="coefficient of L1 or L0")
+    sae.add_argument("--samples", type=int, default=2_500_000)
+    sae.add_argument("--batch-size", type=int, default=1024)
+    sae.add_argument("--lr", type=float, default=1e-3)
+    sae.add_argument("--normalize", action="store_true", help="to a mean norm of sqrt(d)")
+    sae.add_argument("--bfloat16", action="store_true", help="multiply in bfloat16")
+    sae.add_argument("--device", default="cpu")
+    sae.add_argument("--checkpoint-every", type=int, default=1000, metavar="STEPS")
+    sae.add_argument("--log", metavar="wandb:PROJECT|tensorboard:FOLDER")
+    sae.add_argument("--seed", type=int, default=0)
+
+    check = command("check-sae", "say whether an SAE fits a model and texts, and what does not fit")
+    check.add_argument("sae", help="bundled name, folder or file in any format that is read")
+    check.add_argument("model")
+    check.add_argument("facts")
+    check.add_argument("--release", help="the SAE is an id of this SAELens release, to be fetched")
+    check.add_argument("--site", help="where the SAE belongs, if its files do not say")
+    check.add_argument("--texts", type=int, default=1000, help="how many texts to use")
 
 
 def _say(line: str) -> None:
@@ -193,30 +231,79 @@ def _train_model(args: argparse.Namespace) -> None:
 
 
 def _harvest(args: argparse.Namespace) -> None:
+    import torch
+
     from workbench.activations import harvest
     from workbench.facts import load_facts
     from workbench.hooks import Site
     from workbench.models import load_model
 
-    sites = [Site.parse(name) for name in args.sites]
-    for acts in harvest(load_model(args.model), load_facts(args.facts).corpus, sites, args.out):
+    for acts in harvest(
+        load_model(args.model, device=args.device),
+        Path(args.facts) if args.file else load_facts(args.facts),
+        [Site.parse(name) for name in args.sites],
+        args.out,
+        dtype=getattr(torch, args.dtype) if args.dtype else None,
+        special_tokens=args.special_tokens,
+        context_size=args.context_size,
+    ):
         _say(f"{acts.folder}: {acts.card.tokens} tokens, mean norm {acts.card.mean_norm:.2f}")
 
 
 def _train_sae(args: argparse.Namespace) -> None:
     from workbench.activations import Activations
-    from workbench.sae import TrainConfig, train_sae
+    from workbench.sae import TrainConfig, train_sae, train_saes
+    from workbench.sae.fit import join_ranks, ranks_of
     from workbench.sae.train import read_recipe
 
-    config = TrainConfig(
-        d_sae=args.d_sae,
-        k=args.k,
-        samples=args.samples,
-        batch_size=args.batch_size,
-        seed=args.seed,
-    )
-    train_sae(Activations.open(args.activations), config, args.out)
-    _say(f"{args.out}: {json.dumps(read_recipe(args.out)['held_out'])}")
+    device = join_ranks(args.device)
+    options = {"checkpoint_every": args.checkpoint_every, "device": device}
+    options["log"] = _log(args.log) if args.log and ranks_of()[0] == 0 else None
+    configs = {
+        f"{args.architecture}-{d_sae}": TrainConfig(
+            architecture=args.architecture,
+            d_sae=d_sae,
+            k=args.k,
+            sparsity=args.sparsity,
+            samples=args.samples,
+            batch_size=args.batch_size,
+            lr=args.lr,
+            normalize=args.normalize,
+            bfloat16=args.bfloat16,
+            seed=args.seed,
+        )
+        for d_sae in args.d_sae
+    }
+    acts = [Activations.open(folder) for folder in args.activations]
+    if len(acts) == len(configs) == 1:
+        train_sae(acts[0], next(iter(configs.values())), args.out, **options)
+        folders = [args.out]
+    else:
+        trained = train_saes(acts, configs, args.out, **options)
+        folders = [args.out / site / name for site, name in trained]
+    if ranks_of()[0] == 0:
+        for folder in folders:
+            _say(f"{folder}: {json.dumps(read_recipe(folder)['held_out'])}")
+
+
+def _log(where: str) -> Callable[[int, dict[str, float]], None]:
+    from workbench.sae.logs import tensorboard_log, wandb_log
+
+    kind, _, name = where.partition(":")
+    if kind not in ("wandb", "tensorboard") or not name:
+        raise WorkbenchError(f"--log {where}: wanted wandb:PROJECT or tensorboard:FOLDER")
+    return wandb_log(name) if kind == "wandb" else tensorboard_log(name)
+
+
+def _check_sae(args: argparse.Namespace) -> None:
+    from workbench.facts import load_facts
+    from workbench.models import load_model
+    from workbench.sae import check_sae, load_sae
+
+    sae = load_sae(args.sae, release=args.release, hook_name=args.site)
+    texts = [d.text for d in load_facts(args.facts).corpus]
+    step = max(1, len(texts) // args.texts)
+    _say(check_sae(sae, load_model(args.model), texts[::step][: args.texts]).show())
 
 
 def _locate(args: argparse.Namespace) -> None:
@@ -278,6 +365,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "train-model": _train_model,
     "harvest": _harvest,
     "train-sae": _train_sae,
+    "check-sae": _check_sae,
     "locate": _locate,
     "choose-edit": _choose_edit,
     "audit": _audit,

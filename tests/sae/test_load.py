@@ -5,8 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
+import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
+from sae_lens import SAE
 
 from workbench.errors import SAEError
 from workbench.models.load import load_model, weights_sha256
@@ -106,3 +110,87 @@ def test_sae_of_another_width_is_refused(make_sae: Callable, bridge: Any) -> Non
     sae.cfg.d_in = 48
     with pytest.raises(SAEError, match="reads 48 dimensions, the model has 32"):
         require_fit(sae, bridge)
+
+
+def test_named_site_goes_before_the_one_in_the_file(make_sae: Callable, tmp_path: Path) -> None:
+    save_sae(make_sae(), tmp_path / "sae")
+    assert load_sae(tmp_path / "sae").cfg.metadata.hook_name == "blocks.1.hook_resid_post"
+    sae = load_sae(tmp_path / "sae", hook_name="blocks.0.hook_resid_mid")
+    assert sae.cfg.metadata.hook_name == "blocks.0.hook_resid_mid"
+
+
+def test_file_of_another_format_opens_frozen_and_without_statistics(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    shapes = {"W_enc": (5, 11), "W_dec": (11, 5), "b_enc": 11, "b_dec": 5, "threshold": 11}
+    arrays = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+    np.savez(tmp_path / "params.npz", **arrays)
+    for source in (tmp_path, tmp_path / "params.npz", str(tmp_path)):
+        sae = load_sae(source, hook_name="blocks.20.hook_resid_post")
+        assert sae.cfg.metadata.hook_name == "blocks.20.hook_resid_post"
+        assert not any(p.requires_grad for p in sae.parameters())
+        with pytest.raises(SAEError, match=r"no feature_stats\.safetensors"):
+            max_activation(sae)
+
+
+def test_folder_without_an_sae_is_listed(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(SAEError, match=r"found notes\.txt; wanted cfg\.json with"):
+        load_sae(tmp_path)
+
+
+# The registry
+
+SAE_ID = "layer_20/width_16k/canonical"
+RELEASE = "gemma-scope-2b-pt-res-canonical"
+
+
+def test_release_is_fetched_by_sae_lens(
+    make_sae: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {}
+
+    def from_pretrained(**given: Any) -> Any:
+        asked.update(given)
+        return make_sae(stats=[]).requires_grad_(True)
+
+    monkeypatch.setattr(SAE, "from_pretrained", from_pretrained)
+    sae = load_sae(SAE_ID, release=RELEASE)
+    assert asked == {"release": RELEASE, "sae_id": SAE_ID, "device": "cpu"}
+    assert not any(p.requires_grad for p in sae.parameters())
+    assert sae.cfg.metadata.hook_name == "blocks.1.hook_resid_post"
+    named = load_sae(SAE_ID, release=RELEASE, hook_name="blocks.0.hook_resid_pre")
+    assert named.cfg.metadata.hook_name == "blocks.0.hook_resid_pre"
+
+
+def test_nothing_is_fetched_without_a_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SAE, "from_pretrained", lambda **_: pytest.fail("fetched"))
+    for source in (SAE_ID, f"{RELEASE}/{SAE_ID}"):
+        with pytest.raises(SAEError, match="pass release="):
+            load_sae(source)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        LocalEntryNotFoundError("not in the cache"),
+        httpx.ConnectError("no route"),
+        ValueError("ID x not found in release y"),
+        KeyError("b_dec"),
+    ],
+)
+def test_what_goes_wrong_with_a_release_is_told(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def from_pretrained(**_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(SAE, "from_pretrained", from_pretrained)
+    wanted = f"{SAE_ID}.*{RELEASE}.*{type(error).__name__}.*give their folder without release="
+    with pytest.raises(SAEError, match=wanted) as raised:
+        load_sae(SAE_ID, release=RELEASE)
+    assert raised.value.__cause__ is error
+
+
+def test_unknown_release_is_an_error_before_anything_is_fetched() -> None:
+    with pytest.raises(SAEError, match="Release nowhere not found"):
+        load_sae(SAE_ID, release="nowhere")

@@ -41,7 +41,7 @@ def run(config: OverlapConfig, out: Path | str) -> Path:
     model = load_model(out / "original")
     folders = {site: out / "saes" / site.name for site in SITES}
     if missing := [site for site, folder in folders.items() if not folder.is_dir()]:
-        for acts in harvest(model, facts.corpus, missing, out / "acts"):
+        for acts in harvest(model, facts, missing, out / "acts"):
             train_sae(acts, config.sae, folders[acts.site])
     saes = [load_sae(folder) for folder in folders.values()]
     target = facts.target(TARGET)

@@ -31,7 +31,7 @@ def main() -> None:
     save_facts(facts, FACTS_FILE["valley"])
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
         pool.submit(_train_original).result()
-        jobs = [pool.submit(train_saes), *(pool.submit(_train_gold, seed) for seed in GOLD_SEEDS)]
+        jobs = [pool.submit(_train_saes), *(pool.submit(_train_gold, seed) for seed in GOLD_SEEDS)]
         for job in jobs:
             job.result()
     sys.stdout.write("bundled world rebuilt\n")
@@ -49,7 +49,7 @@ def _train_gold(seed: int) -> None:
     golds(build_valley().target(TARGET), MODELS / "valley", recipe, seeds=[seed])
 
 
-def train_saes() -> None:
+def _train_saes() -> None:
     """Trains one SAE per site on the original's activations, and measures it in the model.
 
     Training sees the whole corpus, the measurement every twentieth text.
@@ -58,7 +58,7 @@ def train_saes() -> None:
     facts, model = build_valley(), load_model("valley")
     texts = [d.text for d in facts.corpus][::20]
     with TemporaryDirectory() as folder:
-        for acts in harvest(model, facts.corpus, SITES, Path(folder) / "acts"):
+        for acts in harvest(model, facts, SITES, Path(folder) / "acts"):
             out = _replaceable(SAES / "valley" / acts.card.site)
             sae = train_sae(acts, TrainConfig(), out)
             write_json(

@@ -1,6 +1,7 @@
 """Loading any model as a TransformerBridge, with the weights as Hugging Face stores them."""
 
 import hashlib
+import importlib.metadata
 import json
 import os
 from collections.abc import Iterator
@@ -93,6 +94,22 @@ def weights_sha256(model: Any) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def tokenizer_sha256(tokenizer: Any) -> str:
+    """Hash over the vocabulary, the rules that split text, and the special tokens."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
+    for setting in ("truncation", "padding"):  # of the latest call, not of the tokenizer
+        rules.pop(setting, None)
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return hashlib.sha256(json.dumps([rules, special], sort_keys=True).encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that decide what a model computes."""
+    names = ("torch", "transformer-lens", "transformers")
+    return {name: importlib.metadata.version(name) for name in names}
 
 
 @contextmanager

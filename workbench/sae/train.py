@@ -1,139 +1,329 @@
-"""Training sparse autoencoders on harvested activations with SAELens' own classes and trainer."""
+"""Training sparse autoencoders: several at once from one read of the data, exactly resumable."""
 
+import hashlib
 import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from sae_lens import SAE, TopKTrainingSAE, TopKTrainingSAEConfig
-from sae_lens.config import SAETrainerConfig
+from sae_lens import SAE
+from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE
 from sae_lens.saes.sae import SAEMetadata
-from sae_lens.training.sae_trainer import SAETrainer
 from safetensors.torch import save_file
+from torch import Tensor
+from torch import distributed as dist
+from tqdm.auto import tqdm
 
-from workbench.activations import Activations
+from workbench.activations import Activations, ActivationStream
 from workbench.artifacts import new_folder, require_replaceable, write_json
 from workbench.errors import SAEError
+from workbench.hooks import Site
+from workbench.models.load import model_name, weights_sha256
+from workbench.sae.calibrate import calibrated_threshold
+from workbench.sae.checkpoint import Checkpoints, interrupts_noted
+from workbench.sae.config import TrainConfig, held_out, new_sae, require_possible
+from workbench.sae.fit import Fit, ranks_of
 from workbench.sae.load import STATS_FILE, load_sae
-from workbench.sae.metrics import feature_stats, reconstruction
+from workbench.sae.metrics import density_histogram, feature_stats, reconstruction
 
+MEASURED_ROWS = 2**18
+"""Rows that statistics, thresholds and held-out metrics are taken on, where there are so many."""
+STREAMED_ROWS = 2**12
+"""The same of a stream, which cannot tell how many it has; those of a small one come again."""
+SHOWN_EVERY = 20
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """How an SAE is trained.
-
-    Attributes:
-        k: features active on each token (TopK).
-        samples: activations seen in all, over as many epochs as that takes.
-        dead_after: steps without firing after which the auxiliary loss revives a feature.
-        held_out: share of the documents kept for the metrics.
-    """
-
-    d_sae: int = 1024
-    k: int = 32
-    samples: int = 2_500_000
-    batch_size: int = 1024
-    lr: float = 1e-3
-    dead_after: int = 50
-    held_out: float = 0.05
-    seed: int = 0
+Log = Callable[[int, dict[str, float]], None]
 
 
 def train_sae(
-    acts: Activations, config: TrainConfig | None = None, out: Path | str | None = None
+    acts: Activations | ActivationStream,
+    config: TrainConfig | None = None,
+    out: Path | str | None = None,
+    **options: Any,
 ) -> SAE:
-    """Trains a TopK SAE; saves it in the SAELens format with recipe, metrics and statistics.
+    """Trains one SAE; saves it in the SAELens format with recipe, metrics and statistics.
 
     Args:
+        acts: activations of one site.
         out: folder to save to, written whole or not at all; default: `sae` inside the activations'
             folder.
+        options: as `train_saes` takes them.
 
     Returns:
         The saved SAE, as `load_sae` reads it.
 
     Raises:
-        SAEError: fewer activations than one batch, or than features, each of which starts at one.
+        SAEError: as `train_saes`; a stream of several sites, or one without `out`.
         DataError: `out` holds what the workbench did not write.
     """
-    config, out = config or TrainConfig(), Path(out) if out else acts.folder / "sae"
-    require_replaceable(out)
-    rows, documents = acts.rows().float(), acts.where()[0]
-    held_out = _held_out(documents, config)
-    given, wanted = int((~held_out).sum()), max(config.batch_size, config.d_sae)
-    if given < wanted:
+    if isinstance(acts, ActivationStream) and (out is None or len(acts.sites) != 1):
+        raise SAEError("a stream has no folder: give `out`, and one site (train_saes takes more)")
+    place = Path(out) if out else acts.folder / "sae"  # pyright: ignore[reportAttributeAccessIssue]
+    source = Source.of(acts)
+    (saved,) = _train(source, {place: (source.sites[0], config or TrainConfig())}, **options)
+    return saved
+
+
+def train_saes(
+    acts: Activations | Sequence[Activations] | ActivationStream,
+    configs: Mapping[str, TrainConfig],
+    out: Path | str,
+    **options: Any,
+) -> dict[tuple[str, str], SAE]:
+    """Trains an SAE of every configuration at every site, side by side, from one read of the data.
+
+    The same arguments give the same weights on one machine. A run that was killed or interrupted
+    goes on from its last checkpoint when called again, and ends with the same bits on a CPU as one
+    that was not.
+
+    Args:
+        acts: activations of one harvest, a site each.
+        configs: by the name of the folder that each SAE gets in that of its site. Batch size,
+            samples, held-out share and seed decide the data and must be the same in all.
+        out: folder of the sites' folders.
+        options: `device`; `checkpoint_every` steps (default 1,000); `progress`; `log`, a function
+            of the step and its figures, called every 20 steps (`workbench.sae.logs` has some).
+
+    Returns:
+        The saved SAEs by site and name, as `load_sae` reads them.
+
+    Raises:
+        SAEError: fewer activations than one batch, or than features, each of which starts at one;
+        impossible settings; a checkpoint of other data or settings.
+        DataError: `out` holds what the workbench did not write.
+    """
+    source, places = Source.of(acts), {}
+    for site in source.sites:
+        for name, config in configs.items():
+            places[Path(out) / site.name / name] = (site, config)
+    trained = _train(source, places, **options)
+    names = [(site.name, path.name) for path, (site, _) in places.items()]
+    return dict(zip(names, trained, strict=True))
+
+
+@dataclass(frozen=True)
+class Source:
+    """Activations on disk or from a model, read alike: one batch of each site at a time."""
+
+    sites: tuple[Site, ...]
+    batches: Callable[..., Iterator[dict[Site, Tensor]]]
+    count: Callable[[Any], int] | None
+    origin: dict[Site, dict[str, Any]]
+
+    @classmethod
+    def of(cls, acts: Activations | Sequence[Activations] | ActivationStream) -> "Source":
+        if isinstance(acts, ActivationStream):
+            origin = {
+                "model_name": model_name(acts.model),
+                "model_sha256": weights_sha256(acts.model),
+            }
+            return cls(acts.sites, acts.batches, None, dict.fromkeys(acts.sites, origin))
+        all_acts = [acts] if isinstance(acts, Activations) else list(acts)
+        first = all_acts[0]
+        for other in all_acts[1:]:
+            if (other.card.tokens, other.card.documents) != (
+                first.card.tokens,
+                first.card.documents,
+            ):
+                raise SAEError(
+                    f"{other.folder}: has {other.card.tokens} rows, {first.folder} has "
+                    f"{first.card.tokens}; wanted activations of one harvest"
+                )
+
+        def batches(*given: Any, **options: Any) -> Iterator[dict[Site, Tensor]]:
+            together = zip(*(a.batches(*given, **options) for a in all_acts), strict=True)
+            for rows in together:
+                yield {a.site: r for a, r in zip(all_acts, rows, strict=True)}
+
+        sites = tuple(a.site for a in all_acts)
+        return cls(sites, batches, first.count, {a.site: asdict(a.card) for a in all_acts})
+
+
+def _train(
+    source: Source,
+    places: Mapping[Path, tuple[Site, TrainConfig]],
+    *,
+    device: str = "cpu",
+    checkpoint_every: int = 1000,
+    progress: bool = True,
+    log: Log | None = None,
+) -> list[SAE]:
+    config = _common([config for _, config in places.values()])
+    for path in places:
+        require_replaceable(path)
+    kept = held_out(config)
+    _require_enough(source, [config for _, config in places.values()], kept)
+    fits = _new_fits(source, places, device, kept)
+    checkpoints = Checkpoints(next(iter(places)), _made_from(source, places))
+    start = checkpoints.load(fits)
+    rank, ranks = ranks_of()
+    if ranks > 1 and (source.count is None or config.batch_size % ranks):
+        raise SAEError(
+            f"{ranks} processes: wanted activations on disk, of which each reads its part, and a "
+            f"batch size (given: {config.batch_size}) that they can share equally"
+        )
+    batches = source.batches(
+        config.batch_size,
+        config.seed,
+        documents=lambda document: ~kept(document),
+        start=start,
+        **({"rank": rank, "ranks": ranks} if ranks > 1 else {}),
+    )
+    with (
+        interrupts_noted() as noted,
+        tqdm(
+            total=config.steps * config.batch_size,
+            initial=start * config.batch_size,
+            desc="train sae",
+            unit="token",
+            unit_scale=True,
+            disable=not progress or rank > 0,
+        ) as bar,
+    ):
+        for step, batch in enumerate(islice(batches, config.steps - start), start):
+            for fit in fits.values():
+                fit.step(batch[fit.site], step)
+            stop = _agreed(bool(noted), device)
+            bar.update(config.batch_size)
+            done = step + 1
+            if done % SHOWN_EVERY == 0 or done == config.steps:
+                _show(bar, fits, log, done)
+            if done < config.steps and (stop or done % checkpoint_every == 0):
+                checkpoints.save(fits, done)
+            if stop:
+                raise KeyboardInterrupt(
+                    f"training stopped after step {done}; run it again to go on"
+                )
+    saved = [_save(source, path, fit, config, kept) for path, fit in fits.items()]
+    checkpoints.delete()
+    return saved
+
+
+def _common(configs: Sequence[TrainConfig]) -> TrainConfig:
+    for config in configs:
+        require_possible(config)
+    shared = {(c.batch_size, c.steps, c.held_out, c.seed) for c in configs}
+    if len(shared) != 1:
+        raise SAEError(
+            f"{len(shared)} ways to read the data (batch size, steps, held-out share, seed): "
+            f"{sorted(shared)}; SAEs that are trained side by side share one"
+        )
+    return configs[0]
+
+
+def _require_enough(source: Source, configs: Sequence[TrainConfig], kept: Any) -> None:
+    if source.count is None:
+        return
+    given = source.count(lambda document: ~kept(document))
+    wanted = max(max(c.batch_size, c.d_sae) for c in configs)
+    if given < wanted or source.count(kept) < 2:
         raise SAEError(
             f"{given} training activations; wanted {wanted} or more, for batches of "
-            f"{config.batch_size} and {config.d_sae} features: harvest more texts"
+            f"{configs[0].batch_size} and {max(c.d_sae for c in configs)} features, and two or "
+            f"more held out (share {configs[0].held_out:g}): harvest more texts"
         )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        sae = _new_sae(acts, config, rows[~held_out])
-        _fit(sae, rows[~held_out], config)
+
+
+def _new_fits(
+    source: Source, places: Mapping[Path, tuple[Site, TrainConfig]], device: str, kept: Any
+) -> dict[Path, Fit]:
+    config = next(iter(places.values()))[1]
+    size = max(max(c.batch_size, c.d_sae) for _, c in places.values())
+    sample = next(source.batches(size, config.seed, documents=lambda d: ~kept(d)))
+    fits = {}
+    for path, (site, own) in places.items():
+        metadata = SAEMetadata(
+            hook_name=site.name,
+            model_name=source.origin[site]["model_name"],
+            model_sha256=source.origin[site]["model_sha256"],
+            prepend_bos=True,
+        )
+        rows = sample[site].float()
+        norm = rows.norm(dim=-1).mean().item()
+        scale = rows.shape[1] ** 0.5 / norm if own.normalize and norm > 0 else 1.0
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(own.seed)
+            fits[path] = Fit(new_sae(own, metadata, rows * scale), own, site, scale, device)
+    return fits
+
+
+def _made_from(source: Source, places: Mapping[Path, tuple[Site, TrainConfig]]) -> str:
+    """Hash of what decides the result, so that a checkpoint is not taken up by another run."""
+    parts = [
+        (path.name, site.name, asdict(config), source.origin[site])
+        for path, (site, config) in places.items()
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _agreed(stop: bool, device: str) -> bool:
+    """Whether any process was interrupted: all stop after the same step."""
+    if ranks_of()[1] == 1:
+        return stop
+    flag = torch.tensor([float(stop)], device=device)
+    dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return bool(flag.item())
+
+
+def _show(bar: tqdm, fits: Mapping[Path, Fit], log: Log | None, step: int) -> None:
+    figures = {path: fit.figures() for path, fit in fits.items()}
+    first = next(iter(figures.values()))
+    bar.set_postfix({k: f"{first[k]:.3g}" for k in ("loss", "fvu", "l0", "dead")})
+    if log is not None and ranks_of()[0] == 0:
+        prefix = {
+            path: f"{path.parent.name}/{path.name}/" if len(fits) > 1 else "" for path in fits
+        }
+        log(step, {prefix[p] + k: v for p, found in figures.items() for k, v in found.items()})
+
+
+def _save(source: Source, out: Path, fit: Fit, config: TrainConfig, kept: Any) -> SAE:
+    """Calibrates, folds the scale, measures, and saves."""
+    if ranks_of()[0] > 0:
+        dist.barrier()
+        return load_sae(out)
+    sae, trained_l0 = fit.sae.cpu(), fit.l0()
+    rows = _some_rows(source, fit.site, config, lambda document: ~kept(document))
+    if isinstance(sae, BatchTopKTrainingSAE):
+        threshold = calibrated_threshold(sae, rows * fit.scale)
+        sae.topk_threshold = torch.tensor(threshold, dtype=torch.double)
+    sae.W_enc.data = sae.W_enc.data.contiguous()
+    if fit.scale != 1.0:
+        sae.fold_activation_norm_scaling_factor(fit.scale)
     with new_folder(out) as folder:
         sae.save_inference_model(str(folder))
         saved = SAE.load_from_disk(str(folder))
-        save_file(feature_stats(saved, rows[~held_out]), folder / STATS_FILE)
-        metrics = reconstruction(saved, rows[held_out])
+        stats = feature_stats(saved, rows)
+        save_file(stats, folder / STATS_FILE)
+        histogram = density_histogram(stats["density"], len(rows))
         recipe = {
-            "config": asdict(config),
-            "activations": asdict(acts.card),
-            "held_out": metrics,
+            "config": asdict(fit.config),
+            "activations": source.origin[fit.site],
+            "held_out": reconstruction(saved, _some_rows(source, fit.site, config, kept)),
+            "trained": {"l0": trained_l0, "dead": fit.dead_share(), "steps": config.steps},
+            "density": {
+                "log10_edges": [round(e, 4) for e in histogram.edges.tolist()],
+                "features": histogram.counts.tolist(),
+                "never": histogram.never,
+                "tokens": len(rows),
+            },
             "torch": torch.__version__,
         }
         write_json(folder / "recipe.json", recipe)
+    if ranks_of()[1] > 1:
+        dist.barrier()
     return load_sae(out)
 
 
-def _held_out(documents: torch.Tensor, config: TrainConfig) -> torch.Tensor:
-    """Mask of rows whose document is kept for the metrics, whole documents at a time."""
-    n = int(documents.max()) + 1
-    generator = torch.Generator().manual_seed(config.seed)
-    chosen = torch.randperm(n, generator=generator)[: max(1, round(config.held_out * n))]
-    return torch.isin(documents, chosen)
-
-
-def _new_sae(acts: Activations, config: TrainConfig, rows: torch.Tensor) -> TopKTrainingSAE:
-    metadata = SAEMetadata(
-        hook_name=acts.card.site,
-        model_name=acts.card.model_name,
-        model_sha256=acts.card.model_sha256,
-        prepend_bos=True,
-    )
-    sae = TopKTrainingSAE(
-        TopKTrainingSAEConfig(
-            d_in=acts.card.d_model, d_sae=config.d_sae, k=config.k, metadata=metadata
-        )
-    )
-    with torch.no_grad():
-        sae.b_dec.copy_(rows.mean(0))
-        generator = torch.Generator().manual_seed(config.seed)
-        chosen = rows[torch.randperm(len(rows), generator=generator)[: config.d_sae]] - sae.b_dec
-        sae.W_dec.copy_(chosen / chosen.norm(dim=-1, keepdim=True))
-        sae.W_enc.copy_(sae.W_dec.T)
-    return sae
-
-
-def _fit(sae: TopKTrainingSAE, rows: torch.Tensor, config: TrainConfig) -> None:
-    def batches():
-        generator = torch.Generator().manual_seed(config.seed)
-        while True:
-            order = torch.randperm(len(rows), generator=generator)
-            for start in range(0, len(order) - config.batch_size + 1, config.batch_size):
-                yield rows[order[start : start + config.batch_size]]
-
-    steps = config.samples // config.batch_size
-    trainer_config = SAETrainerConfig(
-        total_training_samples=steps * config.batch_size,
-        train_batch_size_samples=config.batch_size,
-        lr=config.lr,
-        lr_end=config.lr / 10,
-        lr_decay_steps=steps // 3,
-        lr_warm_up_steps=min(100, steps // 10),
-        device="cpu",
-        dead_feature_window=config.dead_after,
-    )
-    SAETrainer(cfg=trainer_config, sae=sae, data_provider=batches()).fit()
+def _some_rows(source: Source, site: Site, config: TrainConfig, documents: Any) -> Tensor:
+    """Up to `MEASURED_ROWS` rows of these documents, in float32; of a stream, fewer."""
+    if source.count is None:
+        batches = islice(source.batches(STREAMED_ROWS // 64, config.seed, documents=documents), 64)
+        return torch.cat([batch[site] for batch in batches]).float()
+    size = min(MEASURED_ROWS, source.count(documents))
+    return next(source.batches(size, config.seed, documents=documents))[site].float()
 
 
 def read_recipe(folder: Path | str) -> dict[str, Any]:
