@@ -521,7 +521,7 @@ def test_metrics_do_not_depend_on_the_batches(
 
     rows, sae = torch.randn(100, 32, generator=torch.Generator().manual_seed(0)), make_sae()
     whole, stats = reconstruction(sae, rows), feature_stats(sae, rows)
-    monkeypatch.setattr(metrics, "BATCH", 7)
+    monkeypatch.setattr(metrics, "ENTRIES", 7 * sae.cfg.d_sae)
     assert reconstruction(sae, rows) == pytest.approx(whole)
     for name, values in feature_stats(sae, rows).items():
         torch.testing.assert_close(values, stats[name])

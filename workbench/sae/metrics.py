@@ -14,7 +14,8 @@ from workbench.errors import SAEError
 from workbench.hooks import Site, edited
 from workbench.models.score import MAX_TOKENS, batches_by_length, device_of, next_logits
 
-BATCH = 8192
+ENTRIES = 2**24
+"""Entries of the largest table of feature activations."""
 LOGITS = 2**26
 """Entries of the largest table of logits; a few of them stand in memory at once."""
 
@@ -30,7 +31,7 @@ def reconstruction(sae: Any, rows: Float[Tensor, "token d_model"]) -> dict[str, 
     """
     residual, total, l0 = 0.0, (rows - rows.mean(0)).square().sum().item(), 0
     fired = torch.zeros(sae.cfg.d_sae, dtype=torch.bool, device=rows.device)
-    for batch in rows.split(BATCH):
+    for batch in rows.split(max(1, ENTRIES // sae.cfg.d_sae)):
         acts = sae.encode(batch)
         residual += (batch - sae.decode(acts)).square().sum().item()
         l0 += int((acts > 0).sum())
@@ -47,7 +48,7 @@ def reconstruction(sae: Any, rows: Float[Tensor, "token d_model"]) -> dict[str, 
 def feature_stats(sae: Any, rows: Float[Tensor, "token d_model"]) -> dict[str, Tensor]:
     """Maximum activation and firing frequency of every feature over these activations."""
     highest, count = (torch.zeros(sae.cfg.d_sae, device=rows.device) for _ in range(2))
-    for batch in rows.split(BATCH):
+    for batch in rows.split(max(1, ENTRIES // sae.cfg.d_sae)):
         acts = sae.encode(batch)
         highest = torch.maximum(highest, acts.amax(0))
         count += (acts > 0).sum(0)

@@ -31,7 +31,6 @@ class Step:
         grads: gradient of `loss` by parameter name.
         fired: features active on a token of the batch.
         squared_error: sum over the batch; `active`: number of active pairs of token and feature.
-        cut: lowest activation that was kept (batch TopK).
     """
 
     losses: dict[str, Float[Tensor, ""]]
@@ -39,7 +38,6 @@ class Step:
     fired: Bool[Tensor, " d_sae"]
     squared_error: Float[Tensor, ""]
     active: int | Tensor
-    cut: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -133,9 +131,9 @@ def sparse_step(
     """
     encoder = encoder_of(sae, rows, bfloat16)
     if isinstance(sae, BatchTopKTrainingSAE):
-        chosen, cut = _batch_top_k(encoder, int(sae.cfg.k * len(rows) * ranks), together)
+        chosen = _batch_top_k(encoder, int(sae.cfg.k * len(rows) * ranks), together)
     else:
-        chosen, cut = encoder.top_k(sae.cfg.k), None
+        chosen = encoder.top_k(sae.cfg.k)
     active = chosen.where(chosen.values > 0)
     losses, written, error = _reconstruct(sae, rows, active)
     grad_b_dec = written[0].grad.sum(0)
@@ -147,7 +145,7 @@ def sparse_step(
     fired = torch.zeros_like(dead)
     fired[active.features] = True
     losses["loss"] = torch.stack(list(losses.values())).sum()
-    return Step(losses, grads, fired, error.square().sum(), len(active.values), cut)
+    return Step(losses, grads, fired, error.square().sum(), len(active.values))
 
 
 @dataclass(frozen=True)
@@ -334,16 +332,10 @@ def top_k(
 
 def _batch_top_k(
     encoder: Encoder, total: int, together: Callable[[Tensor], Tensor] | None
-) -> tuple[Pairs, Tensor | None]:
-    """The `total` largest positive pre-activations of the batch, and the lowest of them."""
+) -> Pairs:
+    """The `total` largest positive pre-activations of the batch."""
     batch = len(encoder.inputs)
-    sample = encoder.at(torch.arange(0, batch, max(1, batch // 64), device=encoder.bias.device))
-    share = max(1, min(sample.numel(), total * len(sample) // batch))
-    # Half of what the sample says is needed leaves room for its error; too few is seen and mended.
-    guess = sample.flatten().topk(share).values[-1].clamp(min=0) / 2
-    tokens, features, values = above(encoder, guess)
-    if len(values) < total and guess > 0:
-        tokens, features, values = above(encoder, guess * 0)
+    tokens, features, values = largest(encoder, total)
     highest = values.topk(min(total, len(values))).values
     if together is not None:
         padded = values.new_full((total,), -torch.inf)
@@ -351,14 +343,27 @@ def _batch_top_k(
         everywhere = together(padded)
         highest = everywhere.topk(min(total, int((everywhere > 0).sum()))).values
     if not len(highest):
-        return Pairs.of(tokens, features, values, batch), None
-    cut = highest[-1]
-    kept = values >= cut
+        return Pairs.of(tokens, features, values, batch)
+    kept = values >= highest[-1]
     tokens, features, values = tokens[kept], features[kept], values[kept]
-    return Pairs.of(tokens, features, encoder.unscaled(values, features), batch), cut
+    return Pairs.of(tokens, features, encoder.unscaled(values, features), batch)
 
 
-def above(encoder: Encoder, cut: Float[Tensor, ""]) -> tuple[Tensor, Tensor, Tensor]:
+def largest(encoder: Encoder, total: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Token, feature and scaled pre-activation of pairs that include the `total` largest.
+
+    All are positive; fewer than `total` only if there are no more.
+    """
+    batch = len(encoder.inputs)
+    sample = encoder.at(torch.arange(0, batch, max(1, batch // 64), device=encoder.bias.device))
+    share = max(1, min(sample.numel(), total * len(sample) // batch))
+    # Half of what the sample says is needed leaves room for its error; too few is seen and mended.
+    guess = sample.flatten().topk(share).values[-1].clamp(min=0) / 2
+    found = _above(encoder, guess)
+    return _above(encoder, guess * 0) if len(found[2]) < total and guess > 0 else found
+
+
+def _above(encoder: Encoder, cut: Float[Tensor, ""]) -> tuple[Tensor, Tensor, Tensor]:
     """Token, feature and scaled pre-activation of all pairs above a value, in that order."""
     tokens, features, values = [], [], []
     for first, pre in encoder.chunks():

@@ -29,7 +29,7 @@ from workbench.sae.fit import Fit, ranks_of
 from workbench.sae.load import STATS_FILE, load_sae
 from workbench.sae.metrics import density_histogram, feature_stats, reconstruction
 
-MEASURED_ROWS = 2**18
+MEASURED_BYTES = 2**28
 """Rows that statistics, thresholds and held-out metrics are taken on, where there are so many."""
 STREAMED_ROWS = 2**12
 """The same of a stream, which cannot tell how many it has; those of a small one come again."""
@@ -289,6 +289,7 @@ def _save(source: Source, out: Path, fit: Fit, config: TrainConfig, kept: Any) -
     if isinstance(sae, BatchTopKTrainingSAE):
         threshold = calibrated_threshold(sae, rows * fit.scale)
         sae.topk_threshold = torch.tensor(threshold, dtype=torch.double)
+    sae.cfg.metadata.l0 = trained_l0
     sae.W_enc.data = sae.W_enc.data.contiguous()
     if fit.scale != 1.0:
         sae.fold_activation_norm_scaling_factor(fit.scale)
@@ -318,11 +319,11 @@ def _save(source: Source, out: Path, fit: Fit, config: TrainConfig, kept: Any) -
 
 
 def _some_rows(source: Source, site: Site, config: TrainConfig, documents: Any) -> Tensor:
-    """Up to `MEASURED_ROWS` rows of these documents, in float32; of a stream, fewer."""
+    """Up to 256 MiB of rows of these documents, in float32; of a stream, fewer."""
     if source.count is None:
         batches = islice(source.batches(STREAMED_ROWS // 64, config.seed, documents=documents), 64)
         return torch.cat([batch[site] for batch in batches]).float()
-    size = min(MEASURED_ROWS, source.count(documents))
+    size = min(MEASURED_BYTES // (4 * source.origin[site]["d_model"]), source.count(documents))
     return next(source.batches(size, config.seed, documents=documents))[site].float()
 
 
