@@ -309,39 +309,67 @@ def test_broken_list_is_named(run: Callable, begun: Path, content: str) -> None:
     run()
 
 
+@pytest.fixture
+def end_before(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Path], bool]], None]:
+    """Interrupts before a file or folder is moved to a place."""
+
+    def end(is_place: Callable[[Path], bool]) -> None:
+        def replace(a: Any, b: Any) -> None:
+            if is_place(Path(b)):
+                raise KeyboardInterrupt
+            original(a, b)
+
+        monkeypatch.setattr(os, "replace", replace)
+
+    original = os.replace
+    return end
+
+
 def test_texts_that_came_to_an_end_may_not_go_on(
-    run: Callable, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Callable,
+    end_before: Callable,
+    texts: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    replace = os.replace
+    end_before(lambda place: place.name == "card.json")
+    with pytest.raises(KeyboardInterrupt):
+        run(shard_rows=1)
+    monkeypatch.undo()
+    folder = partial(tmp_path / "out")
+    with pytest.raises(
+        DataError, match=f"began with other texts .there were {len(texts)} parts"
+    ) as raised:
+        run([*texts, *texts], shard_rows=1)
+    assert str(folder) in str(raised.value)
+    run(shard_rows=1)
 
-    def ended(a: Any, b: Any) -> None:
-        if Path(b).name == "card.json":
-            raise KeyboardInterrupt
-        replace(a, b)
 
-    monkeypatch.setattr(os, "replace", ended)
+def test_harvest_put_in_the_place_meanwhile_is_replaced(
+    run: Callable, end_before: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(out=tmp_path / "whole")
+    run(context_size=3)
+    end_before(lambda place: place == tmp_path / "out" / SITES[0].name)
     with pytest.raises(KeyboardInterrupt):
         run()
     monkeypatch.undo()
-    folder = partial(tmp_path / "out")
-    with pytest.raises(DataError, match="began with other texts") as raised:
-        run([*texts, *texts])
-    assert str(folder) in str(raised.value)
+    assert not (tmp_path / "out" / SITES[0].name).exists()
+    run(context_size=4)
+    assert Activations.open(tmp_path / "out" / SITES[0].name).card.context_size == 4
     run()
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def test_site_changed_after_it_was_moved_is_done_again(
-    run: Callable, passes: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Callable,
+    passes: Callable,
+    end_before: Callable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run(out=tmp_path / "whole")
-    replace = os.replace
-
-    def ended(a: Any, b: Any) -> None:
-        if Path(b) == tmp_path / "out" / SITES[1].name:
-            raise KeyboardInterrupt
-        replace(a, b)
-
-    monkeypatch.setattr(os, "replace", ended)
+    end_before(lambda place: place == tmp_path / "out" / SITES[1].name)
     with pytest.raises(KeyboardInterrupt):
         run()
     monkeypatch.undo()

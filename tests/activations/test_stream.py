@@ -280,7 +280,7 @@ def test_pool_is_bounded_full_when_mixed_and_never_given_twice(
 
     def noted_give(self: Any, batch_size: int, keep: int, mixing: Any) -> Any:
         before, out = self.held, 0
-        assert keep == 0 or before >= pool
+        assert keep == pool // 2 and before >= pool
         for batch in give(self, batch_size, keep, mixing):
             out += len(batch[SITES[0]])
             yield batch
@@ -289,9 +289,9 @@ def test_pool_is_bounded_full_when_mixed_and_never_given_twice(
 
     monkeypatch.setattr(streaming._Pool, "add", noted_add)
     monkeypatch.setattr(streaming._Pool, "give", noted_give)
-    batches = taken(stream(shard_rows=pool), 1000 // size, size, documents=documents)
+    batches = taken(stream(shard_rows=pool), 600 // size, size, documents=documents)
     longest = 11
     assert max(held) <= max(pool, pool // 2 + size) + pool // 2 + longest
     assert max(kept) < pool // 2 + size
     assert sum(len(b[SITES[0]]) for b in batches) <= sum(added)
-    assert len(held) > 20
+    assert len(held) > 15

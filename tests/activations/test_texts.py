@@ -149,7 +149,7 @@ def test_world_is_read_as_its_corpus(world: FactSet, read: Callable[..., Activat
     assert torch.equal(acts.rows(), read([d.text for d in world.corpus]).rows())
 
 
-@pytest.mark.parametrize("context", [2, 3, 5])
+@pytest.mark.parametrize("context", [2, 5])
 @pytest.mark.parametrize("kind", ["strings", "lists"])
 @pytest.mark.parametrize("special_tokens", ["drop", "keep"])
 def test_long_documents_are_cut_and_begin_again_with_bos(
@@ -226,7 +226,8 @@ def test_tokenizer_that_adds_no_bos_of_its_own(
     PreTrainedTokenizerFast(tokenizer_object=plain, **special).save_pretrained(tmp_path / "plain")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "plain")
     assert tokenizer(some)["input_ids"] == [row[1:] for row in ids]
-    monkeypatch.setattr(bridge, "tokenizer", tokenizer)
+    monkeypatch.setattr(bridge, "_tokenizer", tokenizer)  # its setter would mend this
+    assert bridge.tokenizer is tokenizer and bridge.tokenizer(some)["input_ids"][0] == ids[0][1:]
     assert_same_rows(stored(read(some)), direct(ids, SITE))
 
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from workbench.activations.texts import Piece, pieces, special_ids
@@ -110,7 +110,9 @@ def chunks(model: Any, source: Any, reading: Reading) -> Iterator[Chunk]:
 
 
 @torch.no_grad()
-def read_chunk(model: Any, chunk: Chunk, acts: Mapping[Site, Tensor]) -> dict[Site, float]:
+def read_chunk(
+    model: Any, chunk: Chunk, acts: Mapping[Site, Float[Tensor, "token d_model"]]
+) -> dict[Site, float]:
     """Runs the model and fills the rows of every site; gives the sum of the rows' norms.
 
     Pieces of one length are one batch, so that there is no padding.

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from workbench.activations.shards import Shard
@@ -61,7 +61,9 @@ class Reader:
         block_bytes = BLOCK_ROWS * shards[0].row_bytes("acts") if shards else 1
         self.pool_blocks = max(1, POOL_BYTES // block_bytes)
 
-    def spans(self, epoch: int, spans: Sequence[tuple[int, int]]) -> Iterator[Tensor]:
+    def spans(
+        self, epoch: int, spans: Sequence[tuple[int, int]]
+    ) -> Iterator[Float[Tensor, "span d_model"]]:
         """Rows from each `begin` to `end` of the epoch's shuffled order; the spans go upwards."""
         loaded = self._loaded([p for p in self._pools(epoch) if p.end > spans[0][0]])
         pool, rows, order = next(loaded)
@@ -116,7 +118,7 @@ class Reader:
         places = [i * BLOCK_ROWS + self._wanted(block) for i, block in enumerate(pool.blocks)]
         return torch.cat(places)[torch.randperm(pool.end - pool.begin, generator=pool.mixing)]
 
-    def _load(self, pool: _Pool, number: int) -> Tensor:
+    def _load(self, pool: _Pool, number: int) -> Float[Tensor, "row d_model"]:
         return self._only_pool if self._fits else self._read(pool.blocks, number % 2)
 
     @property
@@ -125,18 +127,18 @@ class Reader:
         return len(self.blocks) <= self.pool_blocks
 
     @cached_property
-    def _only_pool(self) -> Tensor:
+    def _only_pool(self) -> Float[Tensor, "row d_model"]:
         return self._read(self.blocks, 0)
 
     @cached_property
-    def _buffers(self) -> list[Tensor]:
+    def _buffers(self) -> list[Float[Tensor, "row d_model"]]:
         """Two pools; the memory of the second is not touched where one holds everything."""
         rows = min(self.pool_blocks, len(self.blocks)) * BLOCK_ROWS
         shard = self.blocks[0].shard
         dtype = getattr(torch, shard.dtype)
         return [torch.empty(rows, shard.d_model, dtype=dtype) for _ in range(2)]
 
-    def _read(self, blocks: list[_Block], which: int) -> Tensor:
+    def _read(self, blocks: list[_Block], which: int) -> Float[Tensor, "row d_model"]:
         """Copies each block to its place in a buffer: block i starts at row i * BLOCK_ROWS."""
         buffer = self._buffers[which]
 

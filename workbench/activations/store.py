@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.activations.reader import Documents, Reader
@@ -111,8 +111,8 @@ class Activations:
                     f"model given has {given[:12]}; harvest again or load {self.card.model_name}"
                 )
 
-    def rows(self) -> Tensor:
-        """All rows, Float[token d_model], in the order of their documents.
+    def rows(self) -> Float[Tensor, "token d_model"]:
+        """All rows, in the order of their documents.
 
         They are memory-mapped if there is one shard; several are copied into memory.
         """
@@ -140,8 +140,8 @@ class Activations:
         rank: int = 0,
         ranks: int = 1,
         workers: int = 1,
-    ) -> Iterator[Tensor]:
-        """Endless shuffled minibatches, Float[batch d_model], in the type on disk.
+    ) -> Iterator[Float[Tensor, "batch d_model"]]:
+        """Endless shuffled minibatches in the type on disk.
 
         An epoch is every wanted row once, the last incomplete batch left out. Blocks of 1,024 rows
         are taken in random order and as many as fit in 256 MiB are mixed row by row, so memory does

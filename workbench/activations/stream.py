@@ -6,6 +6,7 @@ from itertools import islice
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from workbench.activations.chunks import Chunk, Reading, chunks, read_chunk
@@ -37,8 +38,8 @@ class ActivationStream:
         *,
         documents: Documents | None = None,
         start: int = 0,
-    ) -> Iterator[dict[Site, Tensor]]:
-        """Endless minibatches, Float[batch d_model] for each site; row i is the same token in all.
+    ) -> Iterator[dict[Site, Float[Tensor, "batch d_model"]]]:
+        """Endless minibatches of each site; row i is the same token in all.
 
         A source that can be read only once is given out to its last full batch before the error.
 
@@ -56,7 +57,7 @@ class ActivationStream:
 
     def _batches(
         self, batch_size: int, seed: int, documents: Documents | None
-    ) -> Iterator[dict[Site, Tensor]]:
+    ) -> Iterator[dict[Site, Float[Tensor, "batch d_model"]]]:
         full, mixing = self.reading.shard_rows, generator(seed)
         portion = replace(self.reading, shard_rows=max(1, full // 2))
         pool = _Pool(self.model, portion, max(full, full // 2 + batch_size))
@@ -107,7 +108,7 @@ class _Pool:
 
     def give(
         self, batch_size: int, keep: int, mixing: torch.Generator
-    ) -> Iterator[dict[Site, Tensor]]:
+    ) -> Iterator[dict[Site, Float[Tensor, "batch d_model"]]]:
         """Takes out full batches in random order as long as `keep` rows are left."""
         out = max(0, self.held - keep) // batch_size * batch_size
         order = torch.randperm(self.held, generator=mixing)
