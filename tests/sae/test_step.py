@@ -15,9 +15,16 @@ from sae_lens import (
     TopKTrainingSAE,
     TopKTrainingSAEConfig,
 )
+from sae_lens.config import SAETrainerConfig
+from sae_lens.saes.sae import SAEMetadata
+from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
+from workbench.hooks import Site
+from workbench.sae import TrainConfig
 from workbench.sae import step as steps
+from workbench.sae.config import CLASSES, new_sae
+from workbench.sae.fit import Fit
 from workbench.sae.step import Step, dense_step, is_sparse, sparse_step, top_k
 
 KINDS = ["topk", "batchtopk", "matryoshka"]
@@ -122,3 +129,51 @@ def test_other_architectures_take_the_dense_step() -> None:
     loss.backward()
     for name, parameter in sae.named_parameters():
         torch.testing.assert_close(found.grads[name], parameter.grad)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("architecture", list(CLASSES))
+def test_some_steps_lead_where_those_of_sae_lens_trainer_lead(architecture: str) -> None:
+    """The whole update: coefficients, clipping, dead features, Adam, learning rates."""
+    generator = torch.Generator().manual_seed(0)
+    batches = [torch.randn(64, 16, generator=generator) for _ in range(12)]
+    config = TrainConfig(
+        architecture=architecture,
+        d_sae=300,
+        k=2,
+        sparsity=0.1,
+        samples=12 * 64,
+        batch_size=64,
+        dead_after=2,
+    )
+    ours, theirs = (untrained(config) for _ in range(2))
+    fit = Fit(ours, config, Site(0), 1.0, "cpu")
+    settings = SAETrainerConfig(
+        total_training_samples=config.samples,
+        train_batch_size_samples=64,
+        lr=config.lr,
+        lr_end=config.lr,
+        lr_warm_up_steps=1,
+        lr_decay_steps=4,
+        device="cpu",
+        dead_feature_window=2,
+    )
+    trainer, dead = SAETrainer(cfg=settings, sae=theirs, data_provider=iter(batches)), False
+    for number, batch in enumerate(batches):
+        for name in trainer.coefficient_schedulers:
+            trainer.coefficient_schedulers[name].current_value = config.coefficients_at(number)[
+                name
+            ]
+        assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(config.lr_at(number))
+        trainer.step(batch)
+        fit.step(batch, number)
+        assert torch.equal(fit.dead, trainer.dead_neurons)
+        dead = dead or bool(fit.dead.any())
+    assert dead or "topk" not in architecture
+    for (name, one), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-5, msg=name)
+
+
+def untrained(config: TrainConfig) -> Any:
+    torch.manual_seed(0)
+    return new_sae(config, SAEMetadata(), torch.randn(300, 16))

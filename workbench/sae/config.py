@@ -134,8 +134,8 @@ def new_sae(config: TrainConfig, metadata: SAEMetadata, sample: Float[Tensor, "t
             written, _ = encoder_of(sae, sample).top_k(int(config.k)).decode(sae.W_dec)
             centred = sample - sae.b_dec
             sae.W_enc.mul_((written * centred).sum() / written.square().sum().clamp(min=1e-8))
-        # A feature's encoder weights lie together, as its gradient is made.
-        sae.W_enc = nn.Parameter(sae.W_enc.T.contiguous().T)
+            # A feature's encoder weights lie together, as the sparse step makes their gradient.
+            sae.W_enc = nn.Parameter(sae.W_enc.T.contiguous().T)
     return sae
 
 

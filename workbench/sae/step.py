@@ -102,13 +102,13 @@ def dense_step(
     names, parameters = zip(*sae.named_parameters(), strict=True)
     grads = torch.autograd.grad(out.loss, parameters, allow_unused=True)
     with torch.no_grad():
-        active = out.feature_acts.detach() > 0
+        acts = out.feature_acts.detach()  # never negative
         return Step(
             {**{k: v.detach() for k, v in out.losses.items()}, "loss": out.loss.detach()},
             {n: g for n, g in zip(names, grads, strict=True) if g is not None},
-            active.any(0),
-            (out.sae_out.detach().float() - rows).square().sum(),
-            active.sum(),
+            acts.amax(0) > 0,
+            out.losses["mse_loss"].detach().float() * len(rows),
+            torch.count_nonzero(acts),
         )
 
 
