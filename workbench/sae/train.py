@@ -80,7 +80,8 @@ def train_saes(
     that was not.
 
     Args:
-        acts: activations of one harvest, a site each.
+        acts: activations of one harvest, a site each; or a stream, whose texts are read more than
+            once (a list or a dataset, not an iterator) and again from the start on resuming.
         configs: by the name of the folder that each SAE gets in that of its site. Batch size,
             samples, held-out share and seed decide the data and must be the same in all.
         out: folder of the sites' folders.
