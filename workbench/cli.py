@@ -259,6 +259,8 @@ def _train_sae(args: argparse.Namespace) -> None:
     device = join_ranks(args.device)
     options = {"checkpoint_every": args.checkpoint_every, "device": device}
     options["log"] = _log(args.log) if args.log and ranks_of()[0] == 0 else None
+    if len(set(args.d_sae)) < len(args.d_sae):
+        raise WorkbenchError(f"--d-sae {args.d_sae}: wanted different sizes")
     configs = {
         f"{args.architecture}-{d_sae}": TrainConfig(
             architecture=args.architecture,
@@ -302,8 +304,9 @@ def _check_sae(args: argparse.Namespace) -> None:
 
     sae = load_sae(args.sae, release=args.release, hook_name=args.site)
     texts = [d.text for d in load_facts(args.facts).corpus]
-    step = max(1, len(texts) // args.texts)
-    _say(check_sae(sae, load_model(args.model), texts[::step][: args.texts]).show())
+    wanted = max(1, args.texts)
+    some = texts[:: max(1, len(texts) // wanted)][:wanted]
+    _say(check_sae(sae, load_model(args.model), some).show())
 
 
 def _locate(args: argparse.Namespace) -> None:

@@ -176,7 +176,7 @@ def test_held_out_documents_are_whole_and_take_no_part(
     other = train_sae(write_activations(tmp_path / "acts", rows, document), CONFIG)
     assert all(map(torch.equal, other.state_dict().values(), trained[0].state_dict().values()))
     assert torch.equal(other.max_activation, trained[0].max_activation)
-    assert read_recipe(tmp_path / "acts" / "sae")["held_out"]["fvu"] > 0.5
+    assert read_recipe(tmp_path / "acts-sae")["held_out"]["fvu"] > 0.5
 
 
 def test_seed_decides_the_weights_and_global_random_numbers_do_not(
@@ -202,7 +202,11 @@ def test_out_is_written_whole_or_not_at_all(
     monkeypatch.setattr(training, "reconstruction", interrupt)
     with pytest.raises(KeyboardInterrupt):
         train_sae(acts, replace(CONFIG, samples=500), tmp_path / "sae")
-    assert list(tmp_path.iterdir()) == []
+    assert [p.name for p in tmp_path.iterdir()] == ["sae.training"]
+    monkeypatch.undo()
+    monkeypatch.setattr(Fit, "step", interrupt)  # all steps are done: none is made again
+    train_sae(acts, replace(CONFIG, samples=500), tmp_path / "sae")
+    assert [p.name for p in tmp_path.iterdir()] == ["sae"]
 
 
 @pytest.mark.parametrize("asked", [{"batch_size": 1801}, {"d_sae": 1801}, {"held_out": 1.0}])
@@ -261,6 +265,37 @@ def test_stream_trains_without_a_disk(bridge: Any, texts: list[str], tmp_path: P
     assert [p.name for p in tmp_path.iterdir()] == ["sae"]
     with pytest.raises(SAEError, match="give `out`"):
         train_sae(stream, config)
+    once = harvest(bridge, iter(texts), Site(1), keep=False)
+    with pytest.raises(SAEError, match="an iterator, which can be read once"):
+        train_sae(once, config, tmp_path / "once")
+
+
+def test_stream_goes_on_with_the_same_texts_alone(
+    bridge: Any, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TrainConfig(d_sae=40, k=4, samples=480, batch_size=40, held_out=0.2)
+    stream = harvest(bridge, texts * 4, Site(1), keep=False)
+    stopped_at(monkeypatch, stream, tmp_path / "sae", config, 9)
+    other = harvest(bridge, texts[::-1] * 4, Site(1), keep=False)
+    with pytest.raises(SAEError, match="holds an interrupted training with other"):
+        train_sae(other, config, tmp_path / "sae", progress=False)
+    resumed = train_sae(stream, config, tmp_path / "sae", progress=False)
+    assert same_weights(resumed, train_sae(stream, config, tmp_path / "whole", progress=False))
+
+
+def test_activations_of_one_site_twice_are_an_error(acts: Activations, tmp_path: Path) -> None:
+    with pytest.raises(SAEError, match="each of another site"):
+        train_saes([acts, acts], {"sae": CONFIG}, tmp_path)
+    with pytest.raises(SAEError, match="each of another site"):
+        train_saes([], {"sae": CONFIG}, tmp_path)
+    with pytest.raises(SAEError, match="no settings were given"):
+        train_saes(acts, {}, tmp_path)
+
+
+def test_sites_of_two_models_are_an_error(acts: Activations, tmp_path: Path) -> None:
+    card = replace(acts.card, site="blocks.0.hook_resid_post", model_sha256="other")
+    with pytest.raises(SAEError, match="model_sha256 is other"):
+        train_saes([acts, replace(acts, card=card)], {"sae": CONFIG}, tmp_path)
 
 
 RUN = """
@@ -317,7 +352,8 @@ def test_stopped_and_resumed_is_bit_for_bit_the_uninterrupted_run(
     stopped = run(acts, tmp_path / "sae", kill_at, name, architecture)
     assert stopped.returncode != 0
     assert not (tmp_path / "sae").exists()
-    assert len(list((tmp_path / "sae.training").glob("*"))) <= 3 or kill_at < 7
+    saved = len(list((tmp_path / "sae.training").glob("step-*.safetensors")))
+    assert saved == min(2, (kill_at >= 7) + (kill_at >= 14) + (name == "SIGINT"))
     resumed = run(acts, tmp_path / "sae", -1, name, architecture)
     assert resumed.stdout.split() == [str(again)], resumed.stderr
     assert not (tmp_path / "sae.training").exists()
@@ -326,7 +362,7 @@ def test_stopped_and_resumed_is_bit_for_bit_the_uninterrupted_run(
 
 
 def stopped_at(
-    monkeypatch: pytest.MonkeyPatch, acts: Activations, out: Path, config: TrainConfig, step: int
+    monkeypatch: pytest.MonkeyPatch, acts: Any, out: Path, config: TrainConfig, step: int
 ) -> None:
     """Leaves a training as a crash in that step does, with checkpoints every two steps."""
     with monkeypatch.context() as patch:
@@ -403,6 +439,8 @@ def test_two_ranks_of_half_a_batch_are_one_rank_of_the_whole(
         one, two = (load_sae(tmp_path / str(ranks) / name) for ranks in (1, 2))
         for (key, a), b in zip(one.state_dict().items(), two.state_dict().values(), strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5, msg=f"{name} {key}")
+        trained = [read_recipe(tmp_path / str(r) / name)["trained"] for r in (1, 2)]
+        assert trained[0] == pytest.approx(trained[1], rel=1e-3)
 
 
 # Architectures
@@ -494,6 +532,12 @@ def test_bfloat16_products_train_as_well(
     fvu = [read_recipe(p)["held_out"]["fvu"] for p in (tmp_path / "sae", trained[1])]
     assert fvu[0] == pytest.approx(fvu[1], abs=0.05)
     assert not torch.equal(load_sae(tmp_path / "sae").W_dec, trained[0].W_dec)
+
+
+def test_bfloat16_has_ties_and_keeps_k_all_the_same(acts: Activations, tmp_path: Path) -> None:
+    config = replace(CONFIG, architecture="batchtopk", bfloat16=True, samples=120 * 128)
+    train_sae(acts, config, tmp_path / "sae", progress=False)
+    assert read_recipe(tmp_path / "sae")["trained"]["l0"] == pytest.approx(config.k, rel=1e-3)
 
 
 # Metrics

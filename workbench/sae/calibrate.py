@@ -19,7 +19,7 @@ def calibrated_threshold(sae: Any, rows: Float[Tensor, "token d_in"]) -> float:
     after few steps that is far too low (k = 4 gave an L0 of 55 after 60 steps).
     """
     wanted = int(sae.cfg.k * len(rows))
-    # Twice a batch's share of the pairs: no batch of so many tokens holds more of those above.
+    # Twice a batch's share of the pairs; of shuffled rows, a batch holds about one share.
     found = [largest(encoder_of(sae, b), int(2 * sae.cfg.k * len(b)))[2] for b in rows.split(BATCH)]
     values = torch.cat(found)
     if len(values) <= wanted:

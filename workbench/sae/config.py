@@ -96,6 +96,8 @@ def require_possible(config: TrainConfig) -> None:
             f"{config.samples} samples in batches of {config.batch_size} are {config.steps} steps; "
             "wanted one or more"
         )
+    if not 0 < config.held_out <= 1:
+        raise SAEError(f"held_out {config.held_out:g}: wanted a share of the documents above 0")
     if not 1 <= config.k <= config.d_sae:
         raise SAEError(f"k {config.k}: wanted 1 to {config.d_sae}, the number of features")
 

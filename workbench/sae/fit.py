@@ -81,7 +81,8 @@ class Fit:
         """The step of all processes together, each of which has an equal part of the batch."""
         if not dist.is_initialized():
             return found
-        parts = [*found.grads.values(), *found.losses.values()]
+        active = torch.as_tensor(found.active, dtype=torch.float32, device=self.device).clone()
+        parts = [*found.grads.values(), *found.losses.values(), active]
         joined = torch.cat([part.reshape(-1) for part in parts])
         dist.all_reduce(joined)
         joined /= dist.get_world_size()
@@ -90,7 +91,7 @@ class Fit:
             part.copy_(mean.view(part.shape))
         fired = found.fired.to(torch.uint8)
         dist.all_reduce(fired, dist.ReduceOp.MAX)
-        return replace(found, fired=fired.bool())
+        return replace(found, fired=fired.bool(), active=active)
 
     def l0(self) -> float:
         """Mean number of active features on a token over the latest steps."""
@@ -143,10 +144,15 @@ def ranks_of() -> tuple[int, int]:
 
 def join_ranks(device: str) -> str:
     """Joins the processes that torchrun started, if it did; gives this process's device."""
-    if "WORLD_SIZE" not in os.environ:
+    if "LOCAL_RANK" not in os.environ or "MASTER_ADDR" not in os.environ:
         return device
-    dist.init_process_group("nccl" if device == "cuda" else "gloo")
-    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" else device
+    if torch.device(device).type != "cuda":
+        dist.init_process_group("gloo")
+        return device
+    device = f"cuda:{os.environ['LOCAL_RANK']}"
+    torch.cuda.set_device(device)
+    dist.init_process_group("nccl")
+    return device
 
 
 def _gathered(values: Tensor) -> Tensor:

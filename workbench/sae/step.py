@@ -1,8 +1,9 @@
 """One training step: losses and gradients of a batch, sparse where the architecture is.
 
-For the TopK family the decoder, both backward passes and the auxiliary loss touch the active
-features alone; loss and gradients are those of SAELens' `training_forward_pass`, which every other
-architecture runs as it is.
+For the TopK family the decoder and both backward passes touch the active features alone, and the
+auxiliary loss the dead ones that it revives; the encoder's product is made once, whole. Loss and
+gradients are those of SAELens' `training_forward_pass`, which every other architecture runs as it
+is.
 """
 
 from collections.abc import Callable
@@ -344,7 +345,10 @@ def _batch_top_k(
         highest = everywhere.topk(min(total, int((everywhere > 0).sum()))).values
     if not len(highest):
         return Pairs.of(tokens, features, values, batch)
-    kept = values >= highest[-1]
+    kept = values > highest[-1]
+    ties = (values == highest[-1]).nonzero().flatten()
+    # With several ranks each would have to know of the others' ties: all are kept.
+    kept[ties if together else ties[: total - int(kept.sum())]] = True
     tokens, features, values = tokens[kept], features[kept], values[kept]
     return Pairs.of(tokens, features, encoder.unscaled(values, features), batch)
 

@@ -18,15 +18,17 @@ from torch import distributed as dist
 from tqdm.auto import tqdm
 
 from workbench.activations import Activations, ActivationStream
+from workbench.activations.chunks import chunks
 from workbench.artifacts import new_folder, require_replaceable, write_json
 from workbench.errors import SAEError
 from workbench.hooks import Site
-from workbench.models.load import model_name, weights_sha256
+from workbench.models.load import model_name, tokenizer_sha256, weights_sha256
 from workbench.sae.calibrate import calibrated_threshold
 from workbench.sae.checkpoint import Checkpoints, interrupts_noted
 from workbench.sae.config import TrainConfig, held_out, new_sae, require_possible
 from workbench.sae.fit import Fit, ranks_of
 from workbench.sae.load import STATS_FILE, load_sae
+from workbench.sae.logs import Log
 from workbench.sae.metrics import density_histogram, feature_stats, reconstruction
 
 MEASURED_BYTES = 2**28
@@ -34,8 +36,6 @@ MEASURED_BYTES = 2**28
 STREAMED_ROWS = 2**12
 """The same of a stream, which cannot tell how many it has; those of a small one come again."""
 SHOWN_EVERY = 20
-
-Log = Callable[[int, dict[str, float]], None]
 
 
 def train_sae(
@@ -48,8 +48,8 @@ def train_sae(
 
     Args:
         acts: activations of one site.
-        out: folder to save to, written whole or not at all; default: `sae` inside the activations'
-            folder.
+        out: folder to save to, written whole or not at all; default: the activations' folder with
+            `-sae` behind its name.
         options: as `train_saes` takes them.
 
     Returns:
@@ -61,7 +61,7 @@ def train_sae(
     """
     if isinstance(acts, ActivationStream) and (out is None or len(acts.sites) != 1):
         raise SAEError("a stream has no folder: give `out`, and one site (train_saes takes more)")
-    place = Path(out) if out else acts.folder / "sae"  # pyright: ignore[reportAttributeAccessIssue]
+    place = Path(out) if out else acts.folder.with_name(f"{acts.folder.name}-sae")  # pyright: ignore[reportAttributeAccessIssue]
     source = Source.of(acts)
     (saved,) = _train(source, {place: (source.sites[0], config or TrainConfig())}, **options)
     return saved
@@ -75,7 +75,7 @@ def train_saes(
 ) -> dict[tuple[str, str], SAE]:
     """Trains an SAE of every configuration at every site, side by side, from one read of the data.
 
-    The same arguments give the same weights on one machine. A run that was killed or interrupted
+    On a CPU the same arguments give the same weights. A run that was killed or interrupted
     goes on from its last checkpoint when called again, and ends with the same bits on a CPU as one
     that was not.
 
@@ -117,22 +117,22 @@ class Source:
     @classmethod
     def of(cls, acts: Activations | Sequence[Activations] | ActivationStream) -> "Source":
         if isinstance(acts, ActivationStream):
+            if isinstance(acts.source, Iterator):
+                raise SAEError(
+                    "the stream's texts are an iterator, which can be read once; training reads "
+                    "them several times, so give a list or a dataset"
+                )
             origin = {
                 "model_name": model_name(acts.model),
                 "model_sha256": weights_sha256(acts.model),
+                "tokenizer_sha256": tokenizer_sha256(acts.model.tokenizer),
+                "reading": asdict(acts.reading),
+                "first_texts_sha256": next(chunks(acts.model, acts.source, acts.reading)).sha256,
             }
             return cls(acts.sites, acts.batches, None, dict.fromkeys(acts.sites, origin))
         all_acts = [acts] if isinstance(acts, Activations) else list(acts)
+        _require_one_harvest(all_acts)
         first = all_acts[0]
-        for other in all_acts[1:]:
-            if (other.card.tokens, other.card.documents) != (
-                first.card.tokens,
-                first.card.documents,
-            ):
-                raise SAEError(
-                    f"{other.folder}: has {other.card.tokens} rows, {first.folder} has "
-                    f"{first.card.tokens}; wanted activations of one harvest"
-                )
 
         def batches(*given: Any, **options: Any) -> Iterator[dict[Site, Tensor]]:
             together = zip(*(a.batches(*given, **options) for a in all_acts), strict=True)
@@ -141,6 +141,23 @@ class Source:
 
         sites = tuple(a.site for a in all_acts)
         return cls(sites, batches, first.count, {a.site: asdict(a.card) for a in all_acts})
+
+
+def _require_one_harvest(acts: Sequence[Activations]) -> None:
+    if not acts or len({a.site for a in acts}) < len(acts):
+        raise SAEError(
+            f"activations of {[a.card.site for a in acts]}: wanted one or more, each of another "
+            "site"
+        )
+    first = acts[0]
+    for other in acts[1:]:
+        for what in ("model_sha256", "tokenizer_sha256", "tokens", "documents", "special_tokens"):
+            given, wanted = (getattr(a.card, what) for a in (other, first))
+            if given != wanted:
+                raise SAEError(
+                    f"{other.folder}: {what} is {given}, in {first.folder} it is {wanted}; wanted "
+                    "activations of one harvest"
+                )
 
 
 def _train(
@@ -192,7 +209,7 @@ def _train(
             done = step + 1
             if done % SHOWN_EVERY == 0 or done == config.steps:
                 _show(bar, fits, log, done)
-            if done < config.steps and (stop or done % checkpoint_every == 0):
+            if stop or done % checkpoint_every == 0 or done == config.steps:
                 checkpoints.save(fits, done)
             if stop:
                 raise KeyboardInterrupt(
@@ -204,6 +221,8 @@ def _train(
 
 
 def _common(configs: Sequence[TrainConfig]) -> TrainConfig:
+    if not configs:
+        raise SAEError("no settings were given: wanted one TrainConfig or more")
     for config in configs:
         require_possible(config)
     shared = {(c.batch_size, c.steps, c.held_out, c.seed) for c in configs}
@@ -216,7 +235,8 @@ def _common(configs: Sequence[TrainConfig]) -> TrainConfig:
 
 
 def _require_enough(source: Source, configs: Sequence[TrainConfig], kept: Any) -> None:
-    if source.count is None:
+    if source.count is None:  # what is measured at the end has to be there before the work begins
+        _some_rows(source, source.sites[0], configs[0], kept)
         return
     given = source.count(lambda document: ~kept(document))
     wanted = max(max(c.batch_size, c.d_sae) for c in configs)
@@ -285,8 +305,11 @@ def _save(source: Source, out: Path, fit: Fit, config: TrainConfig, kept: Any) -
     if ranks_of()[0] > 0:
         dist.barrier()
         return load_sae(out)
-    sae, trained_l0 = fit.sae.cpu(), fit.l0()
-    rows = _some_rows(source, fit.site, config, lambda document: ~kept(document))
+    sae, trained_l0 = fit.sae, fit.l0()
+    rows, kept_rows = (
+        _some_rows(source, fit.site, config, documents).to(fit.device)
+        for documents in (lambda document: ~kept(document), kept)
+    )
     if isinstance(sae, BatchTopKTrainingSAE):
         threshold = calibrated_threshold(sae, rows * fit.scale)
         sae.topk_threshold = torch.tensor(threshold, dtype=torch.double)
@@ -296,14 +319,14 @@ def _save(source: Source, out: Path, fit: Fit, config: TrainConfig, kept: Any) -
         sae.fold_activation_norm_scaling_factor(fit.scale)
     with new_folder(out) as folder:
         sae.save_inference_model(str(folder))
-        saved = SAE.load_from_disk(str(folder))
-        stats = feature_stats(saved, rows)
+        saved = SAE.load_from_disk(str(folder), device=str(fit.device))
+        stats = {name: values.cpu() for name, values in feature_stats(saved, rows).items()}
         save_file(stats, folder / STATS_FILE)
         histogram = density_histogram(stats["density"], len(rows))
         recipe = {
             "config": asdict(fit.config),
             "activations": source.origin[fit.site],
-            "held_out": reconstruction(saved, _some_rows(source, fit.site, config, kept)),
+            "held_out": reconstruction(saved, kept_rows),
             "trained": {"l0": trained_l0, "dead": fit.dead_share(), "steps": config.steps},
             "density": {
                 "log10_edges": [round(e, 4) for e in histogram.edges.tolist()],
