@@ -239,12 +239,13 @@ def _require_enough(source: Source, configs: Sequence[TrainConfig], kept: Any) -
         _some_rows(source, source.sites[0], configs[0], kept)
         return
     given = source.count(lambda document: ~kept(document))
-    wanted = max(max(c.batch_size, c.d_sae) for c in configs)
-    if given < wanted or source.count(kept) < 2:
+    features = max(c.d_sae for c in configs)
+    wanted, apart = max(configs[0].batch_size, features), source.count(kept)
+    if given < wanted or apart < 2:
         raise SAEError(
             f"{given} training activations; wanted {wanted} or more, for batches of "
-            f"{configs[0].batch_size} and {max(c.d_sae for c in configs)} features, and two or "
-            f"more held out (share {configs[0].held_out:g}): harvest more texts"
+            f"{configs[0].batch_size} and {features} features; and {apart} held out, wanted two or "
+            f"more (share {configs[0].held_out:g} of the documents): harvest more texts"
         )
 
 
