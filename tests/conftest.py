@@ -5,7 +5,17 @@ from typing import Any
 
 import pytest
 import torch
-from sae_lens import StandardSAE, StandardSAEConfig, TopKSAE, TopKSAEConfig
+from sae_lens import (
+    GatedSAE,
+    GatedSAEConfig,
+    JumpReLUSAE,
+    JumpReLUSAEConfig,
+    StandardSAE,
+    StandardSAEConfig,
+    TopKSAE,
+    TopKSAEConfig,
+)
+from sae_lens.saes.abstopk_sae import AbsTopKSAE, AbsTopKSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -94,15 +104,22 @@ def make_sae() -> Callable[..., Any]:
     ) -> Any:
         metadata = SAEMetadata(hook_name=site, model_name="tiny", model_sha256=model_sha256)
         generator = torch.Generator().manual_seed(seed)
-        if kind == "topk":
-            sae = TopKSAE(TopKSAEConfig(d_in=D_MODEL, d_sae=d_sae, k=8, metadata=metadata))
-        else:
-            sae = StandardSAE(StandardSAEConfig(d_in=D_MODEL, d_sae=d_sae, metadata=metadata))
+        sae_class, config_class, options = {
+            "topk": (TopKSAE, TopKSAEConfig, {"k": 8}),
+            "standard": (StandardSAE, StandardSAEConfig, {}),
+            "jumprelu": (JumpReLUSAE, JumpReLUSAEConfig, {}),
+            "gated": (GatedSAE, GatedSAEConfig, {}),
+            "abstopk": (AbsTopKSAE, AbsTopKSAEConfig, {"k": 8}),
+        }[kind]
+        sae = sae_class(config_class(d_in=D_MODEL, d_sae=d_sae, metadata=metadata, **options))
         with torch.no_grad():
             sae.W_dec.copy_(torch.randn(d_sae, D_MODEL, generator=generator))
             sae.W_dec.div_(sae.W_dec.norm(dim=-1, keepdim=True))
             sae.W_enc.copy_(sae.W_dec.T)
-            sae.b_enc.copy_(0.1 * torch.randn(d_sae, generator=generator))
+            for name in ("b_gate", "b_mag", "r_mag") if kind == "gated" else ("b_enc",):
+                getattr(sae, name).copy_(0.1 * torch.randn(d_sae, generator=generator))
+            if kind == "jumprelu":
+                sae.threshold.copy_(0.5 + torch.rand(d_sae, generator=generator))
             sae.b_dec.copy_(0.1 * torch.randn(D_MODEL, generator=generator))
             acts = sae.encode(torch.randn(512, D_MODEL, generator=generator))
         values = {"max_activation": acts.amax(0), "density": (acts > 0).float().mean(0)}

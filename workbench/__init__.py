@@ -22,7 +22,24 @@ if TYPE_CHECKING:
         save_facts,
     )
     from workbench.hooks import Site, captured, edited
-    from workbench.interventions import Clamp, Gate, Rescale, load_edit, random_control, save_edit
+    from workbench.interventions import (
+        Clamp,
+        Gate,
+        MeanAblate,
+        Project,
+        Replace,
+        Rescale,
+        Sequence,
+        Steer,
+        Substitute,
+        bake,
+        but_bos,
+        everywhere,
+        load_edit,
+        random_control,
+        save_baked,
+        save_edit,
+    )
     from workbench.locate import ConceptFeatures, locate
     from workbench.models import LMConfig, golds, load_golds, load_model, recall, train_lm
     from workbench.report import write_html
@@ -59,8 +76,18 @@ PUBLIC = {
     "ConceptFeatures": "workbench.locate",
     "Clamp": "workbench.interventions",
     "Rescale": "workbench.interventions",
+    "MeanAblate": "workbench.interventions",
+    "Replace": "workbench.interventions",
+    "Substitute": "workbench.interventions",
+    "Steer": "workbench.interventions",
+    "Project": "workbench.interventions",
     "Gate": "workbench.interventions",
+    "Sequence": "workbench.interventions",
+    "but_bos": "workbench.interventions",
     "random_control": "workbench.interventions",
+    "bake": "workbench.interventions",
+    "everywhere": "workbench.interventions",
+    "save_baked": "workbench.interventions",
     "save_edit": "workbench.interventions",
     "load_edit": "workbench.interventions",
     "audit": "workbench.audit",

@@ -1,6 +1,7 @@
 """The gate: evidence looks back only, thresholds keep their promise, weights find the concept."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,9 +10,23 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn import functional
 
+from tests.interventions.members import unchecked
 from workbench.errors import EditError, SAEError
-from workbench.interventions import Clamp, Gate, Rescale, calibrated, fit_gate_weights
-from workbench.interventions.gate import gate_evidence
+from workbench.interventions import (
+    Always,
+    Clamp,
+    Firing,
+    Gate,
+    Probe,
+    Rescale,
+    Sequence,
+    Weighted,
+    but_bos,
+    calibrated,
+    fit_gate_weights,
+    gate_peaks,
+)
+from workbench.sae.read import Reading
 
 CONCEPT = 7
 
@@ -19,7 +34,7 @@ CONCEPT = 7
 @pytest.fixture
 def gate(sae: Any) -> Gate:
     weights = torch.randn(sae.cfg.d_sae, generator=torch.Generator().manual_seed(1))
-    return Gate(Rescale(sae, torch.tensor([1, 2, 3]), -1.0), sae, weights, 0.5)
+    return Gate(Rescale(sae, torch.tensor([1, 2, 3]), -1.0), Weighted(sae, weights), 0.5)
 
 
 @pytest.fixture
@@ -32,17 +47,19 @@ def test_evidence_is_the_highest_sum_over_the_tokens_so_far(gate: Gate, resid: T
     sums = torch.zeros(4, 9)
     for row in range(4):
         for pos in range(1, 9):
-            acts = gate.sae.encode(resid[row, pos])
-            added = sum(float(w) * float(a) for w, a in zip(gate.weights, acts, strict=True))
+            acts = gate.evidence.sae.encode(resid[row, pos])
+            added = sum(
+                float(w) * float(a) for w, a in zip(gate.evidence.weights, acts, strict=True)
+            )
             sums[row, pos] = sums[row, pos - 1] + added
             expected[row, pos] = max(sums[row, : pos + 1].tolist())
-    torch.testing.assert_close(gate.evidence(resid), expected, atol=1e-4, rtol=1e-4)
-    assert torch.equal(gate.evidence(resid[2]), gate.evidence(resid)[2])
+    torch.testing.assert_close(gate.gathered(resid), expected, atol=1e-4, rtol=1e-4)
+    assert torch.equal(gate.gathered(resid[2]), gate.gathered(resid)[2])
     assert (sums.diff() < 0).any()
 
 
 def test_evidence_never_decreases(gate: Gate, resid: Tensor) -> None:
-    evidence, is_open = gate.evidence(resid), gate.open_at(resid)
+    evidence, is_open = gate.gathered(resid), gate.open_at(resid)
     assert (evidence.diff() >= 0).all() and (evidence.diff() > 0).any()
     assert (is_open[:, 1:] >= is_open[:, :-1]).all() and is_open.any()
 
@@ -50,15 +67,15 @@ def test_evidence_never_decreases(gate: Gate, resid: Tensor) -> None:
 def test_later_tokens_change_nothing_before_them(gate: Gate, resid: Tensor) -> None:
     other = torch.cat([resid[:, :5], 9 * resid[:, 5:].flip(1)], dim=1)
     for longer in (resid, other):
-        torch.testing.assert_close(gate.evidence(longer)[:, :5], gate.evidence(resid[:, :5]))
+        torch.testing.assert_close(gate.gathered(longer)[:, :5], gate.gathered(resid[:, :5]))
         torch.testing.assert_close(gate(longer)[:, :5], gate(resid[:, :5]))
-    assert not torch.allclose(gate.evidence(other)[:, 5:], gate.evidence(resid)[:, 5:])
+    assert not torch.allclose(gate.gathered(other)[:, 5:], gate.gathered(resid)[:, 5:])
 
 
 def test_bos_adds_no_evidence(gate: Gate, resid: Tensor) -> None:
     loud = torch.cat([100 * resid[:, :1].flip(-1), resid[:, 1:]], dim=1)
-    assert torch.equal(gate.evidence(loud), gate.evidence(resid))
-    assert not gate.evidence(resid)[:, 0].any()
+    assert torch.equal(gate.gathered(loud), gate.gathered(resid))
+    assert not gate.gathered(resid)[:, 0].any()
 
 
 def test_edit_acts_where_the_gate_is_open_and_nowhere_else(gate: Gate, resid: Tensor) -> None:
@@ -78,7 +95,7 @@ def test_gate_once_open_stays_open(make_sae: Callable, after: float) -> None:
     planted[0, 4:] = 20 * sae.W_dec[CONCEPT + 1]
     weights = torch.zeros(64)
     weights[CONCEPT], weights[CONCEPT + 1] = 1.0, after
-    gate = Gate(Rescale(sae, torch.tensor([CONCEPT])), sae, weights, 5.0)
+    gate = Gate(Rescale(sae, torch.tensor([CONCEPT])), Weighted(sae, weights), 5.0)
     assert gate.open_at(planted).tolist() == [[False] * 3 + [True] * 3]
 
 
@@ -86,7 +103,72 @@ def test_gate_of_another_site_is_an_error(make_sae: Callable) -> None:
     edit = Clamp(make_sae(), torch.tensor([1]))
     elsewhere = make_sae(site="blocks.0.hook_resid_mid")
     with pytest.raises(EditError, match=r"reading blocks\.0\.hook_resid_mid cannot guard"):
-        Gate(edit, elsewhere, torch.ones(64), 0.0)
+        Gate(edit, Weighted(elsewhere, torch.ones(64)), 0.0)
+
+
+# Other evidence, and other ways to gather it
+
+
+def test_each_token_for_itself(gate: Gate, resid: Tensor) -> None:
+    scores = gate.evidence.sae.encode(resid) @ gate.evidence.weights
+    scores[:, 0] = 0.0
+    found = replace(gate, over="token").gathered(resid)
+    torch.testing.assert_close(found, scores, atol=1e-4, rtol=1e-4)
+
+
+def test_share_is_the_mean_over_the_tokens_so_far(gate: Gate, resid: Tensor) -> None:
+    """BOS is neither among those that fire nor among those counted."""
+    features = torch.tensor([7, 8, 30])
+    sae = gate.evidence.sae
+    fires = (sae.encode(resid)[..., features] > 0).any(-1).float()
+    assert 0 < fires.mean() < 1
+    found = Gate(gate.edit, Firing(sae, features), 0.1, "share").gathered(resid)
+    assert not found[:, 0].any()
+    for pos in range(1, 9):
+        torch.testing.assert_close(found[:, pos], fires[:, 1 : pos + 1].mean(-1))
+
+
+def test_probe_says_how_far_a_token_lies_along_its_direction(gate: Gate, resid: Tensor) -> None:
+    direction = torch.randn(32, generator=torch.Generator().manual_seed(5))
+    probe = Probe(direction, -0.25)
+    expected = (resid.double() @ direction.double() - 0.25).float()
+    torch.testing.assert_close(probe(Reading(None, resid)), expected, atol=1e-5, rtol=1e-5)
+    assert probe(Reading(None, resid.bfloat16())).dtype == torch.float32
+
+
+@pytest.mark.parametrize("direction", [torch.zeros(32), torch.full((32,), float("nan"))])
+def test_probe_without_a_direction_is_an_error(direction: Tensor) -> None:
+    with pytest.raises(EditError, match="wanted finite numbers, not all zero"):
+        Probe(direction)
+
+
+def test_weights_are_one_for_each_feature(make_sae: Callable) -> None:
+    sae = make_sae()
+    with pytest.raises(EditError, match="63 weights: wanted one for each of the SAE's 64 features"):
+        unchecked(Weighted, sae=sae, weights=torch.ones(63))
+
+
+def test_first_token_alone_is_left_as_it_is(gate: Gate, resid: Tensor) -> None:
+    edit = Clamp(gate.evidence.sae, torch.tensor([1, 2]), 1.0, "everywhere")
+    found = but_bos(edit)(resid)
+    assert torch.equal(found[:, 0], resid[:, 0])
+    assert torch.equal(found[:, 1:], edit(resid)[:, 1:])
+    assert not torch.equal(edit(resid)[:, 0], resid[:, 0])
+
+
+def test_gate_may_read_where_no_site_is_named(gate: Gate) -> None:
+    assert Gate(gate.edit, Probe(torch.ones(32)), 0.0).site == gate.site
+    assert Gate(gate.edit, Always(), 0.0).site == gate.site
+
+
+def test_an_edit_of_the_same_sae_shares_what_the_evidence_read(
+    make_sae: Callable, resid: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sae, calls, addmm = make_sae("topk"), [], torch.addmm
+    monkeypatch.setattr(torch, "addmm", lambda *a, **k: calls.append(a) or addmm(*a, **k))
+    edits = Sequence((Rescale(sae, torch.tensor([1])), Clamp(sae, torch.tensor([2]))))
+    Gate(edits, Weighted(sae, torch.ones(64)), 0.0)(resid)
+    assert len(calls) == 1
 
 
 # Calibration
@@ -102,9 +184,9 @@ def test_share_of_false_alarms_is_the_one_stated(gate: Gate, share: float, n: in
 
 def test_calibrated_gate_opens_on_that_share_of_prompts(gate: Gate) -> None:
     prompts = torch.randn(200, 7, 32, generator=torch.Generator().manual_seed(3))
-    tuned = calibrated(gate, gate.evidence(prompts).amax(-1), 0.1)
+    tuned = calibrated(gate, gate.gathered(prompts).amax(-1), 0.1)
     assert tuned.open_at(prompts).any(-1).sum() == 20
-    assert (tuned.edit, tuned.sae, tuned.weights) == (gate.edit, gate.sae, gate.weights)
+    assert (tuned.edit, tuned.evidence) == (gate.edit, gate.evidence)
 
 
 # Weights
@@ -124,8 +206,9 @@ def planted_prompts(sae: Any, n: int, concept: bool, seed: int) -> list[Tensor]:
 
 def auc(sae: Any, weights: Tensor) -> float:
     """On prompts that no weights were fitted on."""
+    gate = Gate(Rescale(sae, torch.tensor([CONCEPT])), Weighted(sae, weights), 0.0)
     concept, other = (
-        [gate_evidence(sae, weights, s)[-1].item() for s in planted_prompts(sae, 60, told, seed)]
+        gate_peaks(gate, planted_prompts(sae, 60, told, seed)).tolist()
         for told, seed in ((True, 10), (False, 11))
     )
     return float(roc_auc_score([1] * 60 + [0] * 60, concept + other))

@@ -1,64 +1,113 @@
-"""Controls: random features that fire as often and push as hard as the chosen ones."""
+"""Controls: the same edit of something random that is alike in what can be matched."""
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.errors import EditError
-from workbench.interventions.features import Clamp, Rescale, checked_features
+from workbench.interventions.features import FeatureEdit
 from workbench.interventions.gate import Gate
-from workbench.sae.load import max_activation
+from workbench.interventions.mean_ablate import MeanAblate
+from workbench.interventions.project import Project
+from workbench.interventions.replace import Replace
+from workbench.interventions.sequence import Sequence
+from workbench.interventions.steer import Steer
+from workbench.sae.matched import matched_features
 
 
-def random_control(edit: Any, seed: int = 0) -> Any:
-    """The same edit on random features, matched one to one in firing rate and largest push.
+def random_control(
+    edit: Any, seed: int = 0, rows: Float[Tensor, "token d_model"] | None = None
+) -> Any:
+    """The same edit on random features, or along random directions, and nothing else changed.
 
-    For every chosen feature, one of the ten nearest unchosen ones is drawn, as `matched_features`
-    says. If the edit is gated, the gate stays: the control differs in which features are changed
-    and in nothing else.
+    Each chosen feature gives way to one matched in firing rate and largest push, as
+    `matched_features` says; within a sequence, equal features to equal ones and different features
+    to different ones, none of which any of its edits chose. A direction gives way to one of equal
+    length, a subspace to one of equal rank through the same point. Gates keep their evidence and
+    threshold.
+
+    Args:
+        rows: of the residual stream at the edit's site, over which the control of a `MeanAblate`
+            takes its means.
 
     Raises:
-        EditError: the edit changes no SAE features, too few others ever fire, or the SAE carries no
-            densities.
-        SAEError: the SAE carries no largest activations.
+        EditError: an edit with nothing to choose otherwise, or a `MeanAblate` without rows.
+        SAEError: the SAE carries no largest activations or densities, or too few others ever fire.
+
+    Source: none known; SAEBench's unlearning evaluation (Karvonen et al. 2025, arXiv 2503.09532)
+    compares SAEs and has no such control.
     """
+    chosen: dict[int, tuple[Any, dict[int, None]]] = {}
+    for part in _feature_edits(edit):
+        features = chosen.setdefault(id(part.sae), (part.sae, {}))[1]
+        features.update(dict.fromkeys(part.touched.tolist()))
+    swaps = {}
+    for sae, features in chosen.values():
+        found = matched_features(sae, torch.tensor(list(features)), seed).tolist()
+        swaps[id(sae)] = dict(zip(features, found, strict=True))
+    return _Control(swaps, torch.Generator().manual_seed(seed), rows).of(edit)
+
+
+def _feature_edits(edit: Any) -> Iterator[FeatureEdit]:
+    """The feature edits that an edit is made of."""
+    if isinstance(edit, FeatureEdit):
+        yield edit
     if isinstance(edit, Gate):
-        return replace(edit, edit=random_control(edit.edit, seed))
-    if not isinstance(edit, Clamp | Rescale):
+        yield from _feature_edits(edit.edit)
+    if isinstance(edit, Sequence):
+        for part in edit.edits:
+            yield from _feature_edits(part)
+
+
+@dataclass
+class _Control:
+    """What stands in the place of each feature of each SAE, and where directions come from."""
+
+    swaps: dict[int, dict[int, int]]
+    generator: torch.Generator
+    rows: Float[Tensor, "token d_model"] | None
+
+    def of(self, edit: Any) -> Any:
+        if isinstance(edit, Gate):
+            return replace(edit, edit=self.of(edit.edit))
+        if isinstance(edit, Sequence):
+            return replace(edit, edits=tuple(self.of(part) for part in edit.edits))
+        if isinstance(edit, FeatureEdit):
+            return self._features(edit)
+        if isinstance(edit, Steer):
+            direction = self._random(edit.direction[:, None])[:, 0]
+            return replace(edit, direction=direction * edit.direction.norm())
+        if isinstance(edit, Project):
+            basis = self._random(edit.left)
+            return replace(edit, left=basis, right=basis.T)
         raise EditError(
-            f"a {type(edit).__name__} changes no SAE features: no matched control exists"
+            f"a {type(edit).__name__} has no random control: it changes no chosen features, "
+            "direction or subspace for which others could stand"
         )
-    return replace(edit, features=matched_features(edit.sae, edit.features, seed))
 
-
-def matched_features(sae: Any, features: Int[Tensor, " k"], seed: int) -> Int[Tensor, " k"]:
-    """One random unchosen feature for each chosen one, near it in how often and how hard it fires.
-
-    Nearness is in log density and in the log of the largest push, max_activation × decoder norm,
-    each in units of its standard deviation over the features that ever fire. None is taken twice.
-    """
-    features = checked_features(sae, features)
-    if not isinstance(getattr(sae, "density", None), Tensor):
-        raise EditError(
-            "this SAE carries no firing densities, by which controls are matched: train it here"
-        )
-    push = max_activation(sae) * sae.W_dec.norm(dim=-1)
-    traits = torch.stack([sae.density, push], dim=-1).clamp_min(1e-6).log()
-    traits = traits / traits[sae.density > 0].std(0, correction=0).clamp_min(1e-6)
-    free = (sae.density > 0).cpu()
-    free[features.cpu()] = False
-    generator = torch.Generator().manual_seed(seed)
-    chosen = []
-    for feature in features:
-        distance = (traits - traits[feature]).square().sum(-1).cpu().masked_fill(~free, torch.inf)
-        near = distance.topk(min(10, int(free.sum())), largest=False).indices
-        if not len(near):
+    def _features(self, edit: Any) -> Any:
+        features = self._swapped(edit.sae, edit.features)
+        if isinstance(edit, Replace):
+            return replace(edit, features=features, others=self._swapped(edit.sae, edit.others))
+        if not isinstance(edit, MeanAblate):
+            return replace(edit, features=features)
+        if self.rows is None:
             raise EditError(
-                f"{len(features)} features leave too few others that ever fire to match them"
+                "a MeanAblate's control has means of its own: pass rows=, of the residual stream "
+                "at its site"
             )
-        chosen.append(near[torch.randint(len(near), (1,), generator=generator)].item())
-        free[chosen[-1]] = False
-    return torch.tensor(chosen)
+        return MeanAblate.fit(edit.sae, features, self.rows, edit.where)
+
+    def _swapped(self, sae: Any, features: Int[Tensor, " k"]) -> Int[Tensor, " k"]:
+        return torch.tensor([self.swaps[id(sae)][feature] for feature in features.tolist()])
+
+    def _random(self, like: Float[Tensor, "d_model k"]) -> Float[Tensor, "d_model k"]:
+        """Random orthonormal columns."""
+        drawn = torch.randn(like.shape, generator=self.generator, dtype=torch.float64)
+        q, r = torch.linalg.qr(drawn)
+        # The decomposition's own choice of signs favours one side.
+        return (q * r.diagonal().sign()).to(like)

@@ -1,10 +1,10 @@
-"""Edits of single SAE features: deltas on the residual stream.
+"""What edits of single SAE features have in common: a delta on the residual stream.
 
 What the SAE does not explain stays as it is.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -13,63 +13,43 @@ from torch import Tensor
 
 from workbench.errors import EditError
 from workbench.hooks import Site
-from workbench.sae.load import max_activation
+from workbench.sae.read import Reading
+
+Where = Literal["active", "everywhere"]
+"""On tokens where a feature fires, or on every token the edit sees."""
 
 
-@dataclass(frozen=True)
-class Rescale:
-    """Multiplies the chosen features' activations: 1 leaves, 0 ablates, negative reverses."""
+class FeatureEdit(ABC):
+    """An edit that changes the activations of some features and nothing else."""
 
     sae: Any
     features: Int[Tensor, " k"]
-    scale: float = 0.0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "features", checked_features(self.sae, self.features))
 
     @property
     def site(self) -> Site:
         return sae_site(self.sae)
 
-    def __call__(self, resid: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        acts = self.sae.encode(resid.to(self.sae.W_dec.dtype))[..., self.features]
-        return resid + ((self.scale - 1) * acts @ self.sae.W_dec[self.features]).to(resid.dtype)
-
-
-@dataclass(frozen=True)
-class Clamp:
-    """Sets the chosen features to `dose` times their own largest activation.
-
-    Attributes:
-        dose: -1 is as strong as the feature ever was, in the opposite direction; 0 ablates.
-        where: `active` acts on tokens where the feature fires; `everywhere` on every token the edit
-            sees.
-
-    Source: Farrell et al. 2024, arXiv 2410.19278. Differs: the dose is in units of each feature's
-    maximum, since an absolute value is another dose at every site.
-    """
-
-    sae: Any
-    features: Int[Tensor, " k"]
-    dose: float = -1.0
-    where: Literal["active", "everywhere"] = "active"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "features", checked_features(self.sae, self.features))
-        if self.where not in ("active", "everywhere"):
-            raise EditError(f"where={self.where!r}: wanted 'active' or 'everywhere'")
-        max_activation(self.sae)
-
     @property
-    def site(self) -> Site:
-        return sae_site(self.sae)
+    def touched(self) -> Int[Tensor, " k"]:
+        """The features whose activations are changed."""
+        return self.features
+
+    @abstractmethod
+    def change(self, acts: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
+        """How much is added to the activation of each touched feature."""
+
+    def on(self, reading: Reading) -> Reading:
+        """The edited stream, from what has been read of it already."""
+        return reading.plus(self.touched, self.change(reading.of(self.touched)))
 
     def __call__(self, resid: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        acts = self.sae.encode(resid.to(self.sae.W_dec.dtype))[..., self.features]
-        change = self.dose * max_activation(self.sae)[self.features] - acts
-        if self.where == "active":
-            change = change * (acts > 0)
-        return resid + (change @ self.sae.W_dec[self.features]).to(resid.dtype)
+        return self.on(Reading(self.sae, resid)).resid
+
+
+def require_where(where: str) -> None:
+    """Raises EditError unless `where` is one of the two places."""
+    if where not in ("active", "everywhere"):
+        raise EditError(f"where={where!r}: wanted 'active' or 'everywhere'")
 
 
 def checked_features(sae: Any, features: Int[Tensor, "..."] | Sequence[int]) -> Int[Tensor, " k"]:
@@ -113,3 +93,14 @@ def _require_plain_decoder(sae: Any) -> None:
 def sae_site(sae: Any) -> Site:
     """The site that the SAE reads."""
     return Site.parse(sae.cfg.metadata.hook_name)
+
+
+def require_direction(direction: Float[Tensor, "*any"]) -> None:
+    """Raises EditError unless given one vector, finite and not zero."""
+    if direction.ndim != 1:
+        raise EditError(
+            f"a direction of shape {list(direction.shape)}: wanted one vector of d_model numbers"
+        )
+    if not direction.isfinite().all() or not direction.any():
+        what = "zero" if direction.isfinite().all() else "not finite"
+        raise EditError(f"a direction that is {what}: wanted finite numbers, not all zero")

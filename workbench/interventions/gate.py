@@ -1,11 +1,8 @@
-"""Acting only where the concept is present.
-
-Evidence comes from SAE features, with a threshold set on retained text.
-"""
+"""Acting only where the concept is present, with a threshold set on retained text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,65 +10,89 @@ from torch import Tensor
 
 from workbench.errors import EditError
 from workbench.hooks import Intervention, Site
-from workbench.interventions.features import sae_site
+from workbench.interventions.evidence import Always, Evidence
+from workbench.interventions.flow import Flow, follow
 from workbench.sae.load import max_activation
+from workbench.sae.read import Reading
+
+Over = Literal["token", "latched", "share"]
 
 
 @dataclass(frozen=True)
-class Gate:
-    """Applies an edit from the token on at which the concept's evidence exceeds a threshold.
+class Gate(Flow):
+    """Applies an edit where the evidence for a concept exceeds a threshold.
 
-    Each token adds weights · its SAE activations to a sum that starts from zero at BOS, and the
-    evidence at a token is the highest sum up to it: a gate once open stays open. A token counts
-    only for itself and what follows, so that the start of a prompt is treated alike whatever comes
-    after. Generating with a key-value cache hides the earlier tokens from the gate: generate
-    without one.
+    A token counts only for itself and what follows, so that the start of a prompt is treated alike
+    whatever comes after. The first token (BOS) is no evidence, and padding is none.
 
-    Source: dynamic guardrails, arXiv 2504.08192. Differs: weights are fitted and evidence is
-    causal, instead of the share of the whole sequence on which any chosen feature is active.
+    Attributes:
+        evidence: what each token says: weighted features, features that fire, or a probe.
+        over: `token`: each token for itself. `latched`: the highest sum so far, which starts from
+            zero: a gate once open stays open. `share`: the mean over the tokens so far.
+
+    Source: `share` over firing features is the statistic of dynamic guardrails, arXiv 2504.08192,
+    and `token` conditional clamping, arXiv 2503.11127. Differs: the share is of the tokens so far,
+    instead of the whole sequence.
     """
 
     edit: Intervention
-    sae: Any
-    weights: Float[Tensor, " d_sae"]
+    evidence: Evidence
     threshold: float
+    over: Over = "latched"
 
     def __post_init__(self) -> None:
-        if self.edit.site != sae_site(self.sae):
+        reads = self.evidence.site
+        if reads is not None and reads != self.edit.site:
             raise EditError(
-                f"a gate reading {sae_site(self.sae).name} cannot guard an edit at "
-                f"{self.edit.site.name}"
+                f"a gate reading {reads.name} cannot guard an edit at {self.edit.site.name}"
             )
+        if self.over not in ("token", "latched", "share"):
+            raise EditError(f"over={self.over!r}: wanted 'token', 'latched' or 'share'")
 
     @property
     def site(self) -> Site:
         return self.edit.site
 
-    def evidence(self, resid: Float[Tensor, "*batch pos d_model"]) -> Float[Tensor, "*batch pos"]:
-        """The most evidence for the concept up to each token, zero at the first position (BOS)."""
-        return gate_evidence(self.sae, self.weights, resid)
+    def gathered(self, resid: Float[Tensor, "*batch pos d_model"]) -> Float[Tensor, "*batch pos"]:
+        """The evidence that the threshold is compared with, at each token."""
+        return self._gather(self._read(Reading(None, resid)), None, None)[0]
 
     def open_at(self, resid: Float[Tensor, "*batch pos d_model"]) -> Bool[Tensor, "*batch pos"]:
         """Where the gate lets the edit act."""
-        return self.evidence(resid) > self.threshold
+        return self.gathered(resid) > self.threshold
 
-    def __call__(
-        self, resid: Float[Tensor, "*batch pos d_model"]
-    ) -> Float[Tensor, "*batch pos d_model"]:
-        return torch.where(self.open_at(resid)[..., None], self.edit(resid), resid)
+    def follow(
+        self, reading: Reading, memory: Any, real: Bool[Tensor, "*batch pos"] | None
+    ) -> tuple[Reading, Any]:
+        mine, inner = (None, None) if memory is None else memory
+        reading = self._read(reading)
+        gathered, mine = self._gather(reading, mine, real)
+        changed, inner = follow(self.edit, reading, inner, real)
+        is_open = (gathered > self.threshold)[..., None]
+        out = torch.where(is_open, changed.resid, reading.resid)
+        return Reading(None, out), (mine, inner)
 
+    def _read(self, reading: Reading) -> Reading:
+        sae = getattr(self.evidence, "sae", None)
+        return reading if sae is None else reading.by(sae)
 
-def gate_evidence(
-    sae: Any, weights: Float[Tensor, " d_sae"], resid: Float[Tensor, "*batch pos d_model"]
-) -> Float[Tensor, "*batch pos"]:
-    """The most evidence for the concept at any token so far, which never falls.
-
-    Evidence is weights · activations, summed from the token after BOS; at BOS it is zero.
-    """
-    acts = sae.encode(resid.to(sae.W_dec.dtype))
-    per_token = acts.to(weights.dtype) @ weights.to(acts.device)
-    first = torch.arange(resid.shape[-2], device=resid.device) == 0
-    return per_token.masked_fill(first, 0.0).cumsum(-1).cummax(-1).values
+    def _gather(
+        self, reading: Reading, memory: Any, real: Bool[Tensor, "*batch pos"] | None
+    ) -> tuple[Float[Tensor, "*batch pos"], Any]:
+        """Evidence at each token; memory is tokens seen, their sum, and the highest sum."""
+        scores = self.evidence(reading)
+        real = torch.ones_like(scores, dtype=torch.bool) if real is None else real
+        if memory is None:
+            zero = torch.zeros_like(scores[..., :1])
+            memory = zero, zero, zero
+        seen, summed, highest = memory
+        counted = seen + real.to(scores).cumsum(-1)
+        scores = scores.masked_fill(~real | (counted <= 1), 0.0)
+        sums = summed + scores.cumsum(-1)
+        peaks = torch.maximum(highest, sums.cummax(-1).values)
+        share = sums / (counted - 1).clamp_min(1)
+        gathered = {"token": scores, "latched": peaks, "share": share}[self.over]
+        return gathered, (counted[..., -1:], sums[..., -1:], peaks[..., -1:])
 
 
 def fit_gate_weights(
@@ -113,10 +134,23 @@ def fit_gate_weights(
     return torch.from_numpy(fitted.coef_[0]).to(scale) / scale
 
 
+@torch.no_grad()
+def gate_peaks(
+    gate: Gate, streams: Sequence[Float[Tensor, "_pos d_model"]]
+) -> Float[Tensor, " prompt"]:
+    """The highest evidence within each prompt, BOS first."""
+    return torch.stack([gate.gathered(stream).amax(-1) for stream in streams]).cpu()
+
+
 def calibrated(gate: Gate, peaks: Float[Tensor, " prompt"], false_alarms: float) -> Gate:
     """The same gate, with the threshold that a share `false_alarms` of retained prompts exceeds.
 
     Args:
-        peaks: the highest evidence within each retained prompt.
+        peaks: the highest evidence within each retained prompt, by `gate_peaks`.
     """
     return replace(gate, threshold=float(peaks.quantile(1 - false_alarms)))
+
+
+def but_bos(edit: Intervention) -> Gate:
+    """The same edit, which leaves the first token of every sequence as it is."""
+    return Gate(edit, Always(), 0.5, "token")
