@@ -258,7 +258,17 @@ def test_best_place_is_chosen_on_s_alone() -> None:
     for place, (on_s, elsewhere) in rates.items():
         scores |= {at(fold, *place): hits(elsewhere) for fold in ("V", "R_te")}
         scores[at("S", *place)] = hits(on_s)
-    assert best_place(scores) == at("V", "last", 1)
+    assert best_place(scores, dict.fromkeys(scores, hits(1.0))) == at("V", "last", 1)
+
+
+def test_place_at_which_the_original_cannot_be_read_does_not_count() -> None:
+    def hits(right: int) -> Scores:
+        return Scores(np.array([1.0] * right + [0.0] * (10 - right)), ("e",) * 10)
+
+    edited = {at("S", "last", 0): hits(2), at("S", "last", 1): hits(1), at("S", "last", 2): hits(0)}
+    original = dict(zip(edited, (hits(2), hits(5), hits(9)), strict=True))
+    assert best_place(edited, original) == at("V", "last", 1)
+    assert best_place(edited, dict.fromkeys(edited, hits(9))) == at("V", "last", 0)
 
 
 def test_permuted_model_has_the_same_numbers_in_another_order(planted: Planted) -> None:

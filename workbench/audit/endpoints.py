@@ -58,7 +58,8 @@ def make_endpoints(roles: Roles, target: Target, view: str, seed: int) -> tuple[
         ("centred answers", "A1", CENTRED, roles.edited, view),
     ]
     if any(key.endpoint == "probe" for key in roles.edited):
-        wanted.append(("transfer probe", "A2", best_place(roles.edited), roles.edited, view))
+        place = best_place(roles.edited, roles.original)
+        wanted.append(("transfer probe", "A2", place, roles.edited, view))
     if roles.hooks_off:
         wanted.append(("hooks removed", "A3", OPEN, roles.hooks_off, "hooks_off"))
     if AREA in roles.edited:

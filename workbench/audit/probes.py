@@ -75,13 +75,17 @@ def transfer_probe(model: Any, edits: Sequence[Intervention], target: Target) ->
     return found
 
 
-def best_place(scores: dict[Key, Scores]) -> Key:
+def best_place(scores: dict[Key, Scores], original: dict[Key, Scores]) -> Key:
     """The place with the most hits on the S fold, as the V fold's key.
 
-    What is scored on V has no say.
+    Only places count at which the original can be read at least half as well as at its best: where
+    a probe finds nothing in a model that knows, finding nothing in another says nothing. What is
+    scored on V has no say.
     """
+    places = [key for key in scores if key[:2] == ("probe", "S")]
+    readable = max(original[key].mean for key in places) / 2
     best = max(
-        (key for key in scores if key[:2] == ("probe", "S")), key=lambda key: scores[key].mean
+        (key for key in places if original[key].mean >= readable), key=lambda key: scores[key].mean
     )
     return best._replace(subset="V")
 

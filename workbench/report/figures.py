@@ -140,7 +140,8 @@ def retained_figure(report: AuditReport) -> go.Figure:
 def probe_figure(report: AuditReport) -> go.Figure:
     """Accuracy of the transfer probe on the V fold by depth, one panel for each token position.
 
-    A ring marks the place that the probe's endpoint reads: the edited model's best on the S fold.
+    A ring marks the place that the probe's endpoint reads: the edited model's best on the S fold
+    among those at which the original can be read.
     """
     rows = [r for r in report.rows if _is(r, "probe", "V")]
     if not rows:
@@ -239,14 +240,17 @@ def _endpoints_by_role(endpoints: Sequence[Endpoint]) -> dict[str, list[Endpoint
 def _ring_chosen_place(
     figure: go.Figure, report: AuditReport, panels: dict[str, dict[str, Any]]
 ) -> None:
-    found = {
-        Key(r.endpoint, r.subset, r.detail, r.x): Scores(np.array([r.value]), ("",))
-        for r in report.rows
-        if r.endpoint == "probe" and figure_role(r) == "edited"
-    }
+    found, original = (
+        {
+            Key(r.endpoint, r.subset, r.detail, r.x): Scores(np.array([r.value]), ("",))
+            for r in report.rows
+            if r.endpoint == "probe" and figure_role(r) == role
+        }
+        for role in ("edited", "original")
+    )
     if not any(key.subset == "S" for key in found):
         return
-    place = best_place(found)
+    place = best_place(found, original)
     if place in found:
         figure.add_scatter(
             x=[place.x + dodge("edited", panels[place.detail])], y=[found[place].mean],
