@@ -160,7 +160,7 @@ def make_gates(roles: Roles, target: Target, checks: Sequence[Check]) -> tuple[G
         ),
     ]
     if roles.control:
-        place = best_place(roles.edited)
+        place = best_place(roles.edited, roles.original)
         control = roles.control[place]
         limit = prior + 3 * (prior * (1 - prior) / control.n_entities) ** 0.5
         gates.append(

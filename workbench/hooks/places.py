@@ -95,7 +95,7 @@ def watched_at(model: Any, site: Site) -> nn.Module:
 
 def _is_lens(model: Any) -> bool:
     """Whether a model has TransformerLens' hook points."""
-    return hasattr(model, "blocks") and hasattr(model, "add_hook")
+    return hasattr(model, "blocks") and hasattr(model.blocks[0], "hook_resid_pre")
 
 
 def _lens_place(block: Any, site: Site) -> Place:
