@@ -22,3 +22,12 @@ def test_help_imports_nothing_heavy() -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "usage: workbench" in done.stdout
+
+
+def test_scores_are_those_of_locate() -> None:
+    from typing import get_args
+
+    from workbench.cli import SCORES
+    from workbench.locate import Method
+
+    assert get_args(Method) == SCORES

@@ -11,7 +11,9 @@ README = Path(__file__).parents[1] / "README.md"
 @pytest.mark.slow
 def test_the_python_lines_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    line, dictionaries = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    line, dictionaries, edits = re.findall(
+        r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL
+    )
     names: dict = {}
     exec(compile(line, "README.md", "exec"), names)
     assert names["report"].verdict.primary in ("NOT_REMOVED", "SUPPRESSED", "INCONCLUSIVE")
@@ -19,6 +21,10 @@ def test_the_python_lines_run(tmp_path, monkeypatch, capsys):
     exec(compile(dictionaries, "README.md", "exec"), names)
     assert {name for _, name in names["saes"]} == {"small", "wide"}
     assert "FVU" in capsys.readouterr().out
+    exec(compile(edits, "README.md", "exec"), names)
+    assert names["log"].calls == [1] and names["log"].changed[0] > 0
+    printed = capsys.readouterr().out
+    assert all(s in printed for s in ("tpp", "random_forget", "forward passes"))
 
 
 def test_every_command_of_the_readme_is_known_to_the_command_line():
@@ -28,6 +34,6 @@ def test_every_command_of_the_readme_is_known_to_the_command_line():
     text = "".join(blocks).replace("gold-*", "gold-0 g1 g2")
     text = re.sub(r"torchrun .* -m workbench\.cli", "workbench", text)
     lines = text.strip().splitlines()
-    assert len(lines) >= 13
+    assert len(lines) >= 14
     for line in lines:
         assert _parser().parse_args(line.split()[1:]).command == line.split()[1]

@@ -24,14 +24,17 @@ if TYPE_CHECKING:
     from workbench.hooks import Site, captured, edited
     from workbench.interventions import (
         Clamp,
+        Firing,
         Gate,
         MeanAblate,
+        Probe,
         Project,
         Replace,
         Rescale,
         Sequence,
         Steer,
         Substitute,
+        Weighted,
         bake,
         but_bos,
         everywhere,
@@ -40,7 +43,14 @@ if TYPE_CHECKING:
         save_baked,
         save_edit,
     )
-    from workbench.locate import ConceptFeatures, locate
+    from workbench.locate import (
+        Concept,
+        ConceptFeatures,
+        Goal,
+        choose_jointly,
+        exact_effects,
+        locate,
+    )
     from workbench.models import LMConfig, golds, load_golds, load_model, recall, train_lm
     from workbench.report import write_html
     from workbench.sae import TrainConfig, check_sae, load_sae, train_sae, train_saes
@@ -73,7 +83,11 @@ PUBLIC = {
     "check_sae": "workbench.sae",
     "TrainConfig": "workbench.sae",
     "locate": "workbench.locate",
+    "Concept": "workbench.locate",
     "ConceptFeatures": "workbench.locate",
+    "exact_effects": "workbench.locate",
+    "choose_jointly": "workbench.locate",
+    "Goal": "workbench.locate",
     "Clamp": "workbench.interventions",
     "Rescale": "workbench.interventions",
     "MeanAblate": "workbench.interventions",
@@ -82,6 +96,9 @@ PUBLIC = {
     "Steer": "workbench.interventions",
     "Project": "workbench.interventions",
     "Gate": "workbench.interventions",
+    "Weighted": "workbench.interventions",
+    "Firing": "workbench.interventions",
+    "Probe": "workbench.interventions",
     "Sequence": "workbench.interventions",
     "but_bos": "workbench.interventions",
     "random_control": "workbench.interventions",

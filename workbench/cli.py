@@ -11,6 +11,19 @@ from pathlib import Path
 
 from workbench.errors import WorkbenchError
 
+SCORES = (
+    "frequency",
+    "saebench",
+    "mean_difference",
+    "auroc",
+    "tpp",
+    "scr",
+    "attribution",
+    "integrated",
+    "effect",
+)
+"""The scores of `workbench.locate`, whose import would take seconds."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; errors that the user can mend are one line on stderr and exit status 2."""
@@ -118,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--sae", nargs="+" if name == "choose-edit" else None, required=True)
             sub.add_argument("--k", type=int, default=64)
         if name == "locate":
-            sub.add_argument("--method", choices=("frequency", "attribution"), default="frequency")
+            sub.add_argument("--method", choices=SCORES, default="frequency")
     return parser
 
 
@@ -319,11 +332,7 @@ def _locate(args: argparse.Namespace) -> None:
     target = load_facts(args.facts).target(args.target)
     found = locate(load_model(args.model), load_sae(args.sae), target, args.k, args.method)
     write_json(args.out, found.as_dict())
-    _say(
-        f"{len(found.features)} features at {found.site.name} by {found.method}; held-out score "
-        f"{found.held_out.mean():.4f} against {found.held_out_random:.4f} for all others: "
-        f"{args.out}"
-    )
+    _say(f"{found}\n\nfeatures: {args.out}")
 
 
 def _choose_edit(args: argparse.Namespace) -> None:

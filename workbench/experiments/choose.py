@@ -3,7 +3,7 @@
 import itertools
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,10 +13,20 @@ from workbench.facts.contract import priors
 from workbench.facts.schema import Fact
 from workbench.facts.target import Target
 from workbench.hooks import Intervention, Site, edited
-from workbench.interventions import Clamp, Gate, calibrated, fit_gate_weights, random_control
-from workbench.interventions.gate import gate_evidence
-from workbench.locate import locate
-from workbench.locate.scores import prompt_streams
+from workbench.interventions import (
+    Clamp,
+    Gate,
+    Rescale,
+    Weighted,
+    calibrated,
+    fit_gate_weights,
+    gate_peaks,
+    random_control,
+)
+from workbench.interventions.features import Where
+from workbench.locate import rank
+from workbench.locate.joint import Goal, choose_jointly
+from workbench.locate.rows import prompt_streams
 from workbench.models.score import ask, recall
 
 
@@ -25,7 +35,12 @@ class ChooseConfig:
     """What is tried.
 
     Attributes:
-        k: features clamped at each site.
+        k: features clamped at each site, at most.
+        methods: how features are found: a score of `locate`, or `joint`.
+        goal: what `joint` aims at. The gate keeps retained prompts away, so features are chosen for
+            what they forget: harm costs no more than forgetting gains.
+        where: tokens that an open gate lets the clamp act on. The same push everywhere moves all
+            answers alike, which centring on a model's own mean undoes.
         doses: multiples of each feature's maximum; the trade-off figure sweeps them all.
         false_alarms: share of retained validation prompts on which the gate may open.
         max_harm: largest fall of recall of any retained kind that is acceptable during the choice.
@@ -33,7 +48,9 @@ class ChooseConfig:
     """
 
     k: int = 64
-    methods: tuple[str, ...] = ("frequency", "attribution")
+    methods: tuple[str, ...] = ("joint",)
+    goal: Goal = field(default_factory=lambda: Goal(12.0, 12.0))
+    where: Where = "active"
     doses: tuple[float, ...] = (-0.5, -1.0, -2.0, -4.0)
     false_alarms: tuple[float, ...] = (0.02, 0.05)
     max_harm: float = 0.03
@@ -46,6 +63,7 @@ class Trial:
     """One edit that was tried, with recall on audit-only templates.
 
     Attributes:
+        k: features clamped, over all sites.
         forget: on the S fold.
         retained: the lowest over kinds of retained entities.
         harm: the largest fall below the unedited model over kinds of retained entities.
@@ -133,23 +151,33 @@ class _Builder:
         config: ChooseConfig,
         say: Callable[[str], None],
     ) -> None:
-        self.gates, self.features = {}, {}
+        self.gates, self.features, self.where = {}, {}, config.where
         for sae in saes:
             say(f"fit gate at {sae.cfg.metadata.hook_name}")
             self.gates[id(sae)] = _fit_gate(model, sae, target, config)
         for sae, method in itertools.product(saes, config.methods):
-            found = locate(model, sae, target, config.k, method)  # pyright: ignore[reportArgumentType]
-            self.features[id(sae), method] = found.features
+            say(f"find features at {sae.cfg.metadata.hook_name} by {method}")
+            self.features[id(sae), method] = _features(model, sae, target, method, config)
 
     def __call__(self, saes: Sequence[Any], method: str, alarms: float, dose: float) -> list[Gate]:
         """One gated clamp per SAE; the false alarms allowed are shared between them."""
         edits = []
         for sae in saes:
             weights, peaks = self.gates[id(sae)]
-            clamp = Clamp(sae, self.features[id(sae), method], dose, "everywhere")
-            gate = Gate(clamp, sae, weights, 0.0)
+            clamp = Clamp(sae, self.features[id(sae), method], dose, self.where)
+            gate = Gate(clamp, Weighted(sae, weights), 0.0)
             edits.append(calibrated(gate, peaks, alarms / len(saes)))
         return edits
+
+
+def _features(
+    model: Any, sae: Any, target: Target, method: str, config: ChooseConfig
+) -> torch.Tensor:
+    if method != "joint":
+        return rank(model, sae, target, config.k, method)[0]  # pyright: ignore[reportArgumentType]
+    return choose_jointly(
+        model, sae, target, config.goal, k=config.k, curve=False, seed=config.seed
+    ).features
 
 
 def _best(trials: Sequence[Trial], max_harm: float, prior: float) -> int:
@@ -173,7 +201,7 @@ def _fit_gate(
     asked_of = {f.subject for f in target.retained}
     unrelated = [
         f
-        for facts in _sampled_by_kind(target, config, exclude=("R_va", "R_te")).values()
+        for facts in sampled_by_kind(target, config, exclude=("R_va", "R_te")).values()
         for f in facts
         if f.subject not in asked_of
     ]
@@ -184,11 +212,11 @@ def _fit_gate(
     weights = fit_gate_weights(sae, concept, retained, others)
     validation = [*ask(target.retain["R_va"], "train"), *ask(target.retain["R_va"], "audit")]
     streams = prompt_streams(model, validation, site)
-    peaks = [gate_evidence(sae, weights, stream)[-1] for stream in streams]
-    return weights, torch.stack(peaks).cpu()
+    gate = Gate(Rescale(sae, torch.tensor([0])), Weighted(sae, weights), 0.0)
+    return weights, gate_peaks(gate, streams)
 
 
-def _sampled_by_kind(
+def sampled_by_kind(
     target: Target, config: ChooseConfig, exclude: Sequence[str]
 ) -> dict[str, list[Fact]]:
     """Up to `sample` retained facts of each kind of entity, none of the excluded folds."""
@@ -212,7 +240,7 @@ class _Bench:
 
     def __init__(self, model: Any, target: Target, config: ChooseConfig) -> None:
         self.model, self.target, self.config = model, target, config
-        self.retained = _sampled_by_kind(target, config, exclude=("R_te",))
+        self.retained = sampled_by_kind(target, config, exclude=("R_te",))
         shares = priors(target.retained)
         s = target.fold("S")
         self.unedited = {kind: self._recall((), facts) for kind, facts in self.retained.items()}
@@ -238,7 +266,7 @@ class _Bench:
             method,
             alarms,
             dose,
-            self.config.k,
+            sum(len(e.edit.features) for e in edits),  # pyright: ignore[reportAttributeAccessIssue]
             forget,
             min(kept.values()),
             harm,

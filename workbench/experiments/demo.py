@@ -62,15 +62,7 @@ def run(config: DemoConfig, out: Path | str, say: Say = lambda line: None) -> Au
             {
                 "trials": [asdict(t) for t in choice.trials],
                 "sweep": choice.rows(),
-                "located": [
-                    {
-                        "site": f.site.name,
-                        "features": f.features.tolist(),
-                        "held_out": f.held_out.mean().item(),
-                        "held_out_random": f.held_out_random,
-                    }
-                    for f in found
-                ],
+                "located": [f.as_dict() for f in found],
             },
         )
         save_edit(choice.edits, folder / "edit")

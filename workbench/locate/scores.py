@@ -1,120 +1,205 @@
-"""How much a feature belongs to a concept: how often it fires, how far it pushes the answer."""
+"""How much a feature belongs to a concept: each score a contrast of rows with and without it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
+from scipy import stats
 from torch import Tensor
 
-from workbench.facts.schema import Fact, FactSet
-from workbench.hooks import Site, captured, edited, residuals
-from workbench.models.score import (
-    Question,
-    batches_by_length,
-    device_of,
-    last_subject_token,
-    next_logits,
-    object_tokens,
-)
+from workbench.errors import EditError
+from workbench.hooks import Site
+from workbench.locate.concept import Contrast, Prompt, tokenized
+from workbench.locate.rows import VALUES, Rows, What, read_rows, streams
 
+Method = Literal[
+    "frequency",
+    "saebench",
+    "mean_difference",
+    "auroc",
+    "tpp",
+    "scr",
+    "attribution",
+    "integrated",
+    "effect",
+]
+"""Scores that features are ranked by; `measure` says what each one is."""
 
-def firing_frequency(sae: Any, rows: Float[Tensor, "token d_model"]) -> Float[Tensor, " d_sae"]:
-    """Share of tokens on which each feature is active."""
-    count = torch.zeros(sae.cfg.d_sae, device=rows.device)
-    for batch in rows.split(8192):
-        count += (sae.encode(batch) > 0).sum(0)
-    return (count / len(rows)).cpu()
-
-
-def attribution(
-    model: Any, sae: Any, facts: FactSet, questions: Sequence[Question]
-) -> Float[Tensor, " d_sae"]:
-    """Mean over questions of activation × gradient of the logit margin, summed over positions.
-
-    The margin is the true object's logit minus the mean over the relation's candidates, at the last
-    prompt token, by the first token of each. To first order, the score is how much the margin falls
-    when the feature is ablated.
-
-    Source: attribution patching, Nanda 2023; Marks et al. 2024, arXiv 2403.19647.
-    """
-    site, device = Site.parse(sae.cfg.metadata.hook_name), device_of(model)
-    total = torch.zeros(sae.cfg.d_sae, device=device)
-    rows = model.tokenizer([q.prompt for q in questions])["input_ids"]
-    heads = {
-        r.name: torch.tensor([t[0] for t in object_tokens(model.tokenizer, r.candidates)])
-        for r in facts.relations
-    }
-    for batch in batches_by_length(rows, max_tokens=4096):
-        tokens = torch.tensor([rows[i] for i in batch], device=device)
-        with torch.enable_grad(), edited(model, [_Leaf(site)]), captured(model, [site]) as found:
-            last = next_logits(model, tokens)[:, -1]
-            margins = [
-                _margin(last[row], questions[i].fact, facts, heads) for row, i in enumerate(batch)
-            ]
-            (gradient,) = torch.autograd.grad(torch.stack(margins).sum(), found[site])
-        acts = sae.encode(found[site].detach())
-        total += (acts * (gradient @ sae.W_dec.T)).sum((0, 1))
-    return (total / len(questions)).cpu()
+READS: dict[str, What] = {
+    "frequency": "rate",
+    "saebench": "rate",
+    "mean_difference": "mean",
+    "auroc": "peak",
+    "tpp": "mean",
+    "scr": "mean",
+    "attribution": "attribution",
+    "integrated": "integrated",
+    "effect": "effect",
+}
+FEATURES_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
-class _Leaf:
-    """Changes nothing but starts the graph at its site, so that frozen models have one too."""
+class Measured:
+    """Rows with and without a concept, and how a score is made of them.
 
-    site: Site
+    Attributes:
+        direction: for `tpp` and `scr`, how far each decoder row points along the probe.
+        retain_threshold: for `saebench`, the firing rate on retained passages from which on a
+            feature is left out.
+    """
 
-    def __call__(self, resid: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        return resid.detach().requires_grad_()
+    method: Method
+    forget: Rows
+    retain: Rows
+    direction: Float[Tensor, " d_sae"] | None = None
+    retain_threshold: float = 0.01
+
+    def scores(self) -> Float[Tensor, " d_sae"]:
+        """The score of every feature."""
+        return self.of(*self.forget.by_group(), *self.retain.by_group())
+
+    def of(
+        self,
+        forget: Float[Tensor, "group d_sae"],
+        forget_weight: Float[Tensor, " group"],
+        retain: Float[Tensor, "other d_sae"],
+        retain_weight: Float[Tensor, " other"],
+    ) -> Float[Tensor, " d_sae"]:
+        """The score from groups' values and weights, which may be resampled."""
+        if self.method == "auroc":
+            return auroc(forget, retain) - 0.5
+        with_ = forget_weight @ forget / forget_weight.sum()
+        without = retain_weight @ retain / retain_weight.sum()
+        if self.method == "saebench":
+            return saebench_filter(with_, without, self.retain_threshold)
+        if self.direction is None:
+            return with_ - without
+        if self.method == "tpp":
+            return (with_ - without).clamp_min(0) * self.direction
+        return ((with_ - without) * self.direction).abs()
+
+    def p_values(self) -> Float[Tensor, " d_sae"]:
+        """Of each feature having higher values on groups with the concept; Mann–Whitney's test.
+
+        For `scr`, of having other values. A feature that is the same everywhere has 1.
+        """
+        kind = "two-sided" if self.method == "scr" else "greater"
+        forget, retain = self.forget.by_group()[0], self.retain.by_group()[0]
+        found = torch.ones(forget.shape[1], dtype=torch.float64)
+        varies = (torch.cat([forget, retain]) != forget[:1]).any(0).nonzero().flatten()
+        for some in varies.split(FEATURES_AT_ONCE):
+            with_, without = forget[:, some].double(), retain[:, some].double()
+            test = stats.mannwhitneyu(
+                with_.numpy(), without.numpy(), alternative=kind, method="asymptotic"
+            )
+            found[some] = torch.from_numpy(np.atleast_1d(test.pvalue))
+        return found
+
+    def only(self, features: Int[Tensor, " k"]) -> "Measured":
+        """The same score of some features."""
+        direction = None if self.direction is None else self.direction[features]
+        forget, retain = self.forget.only(features), self.retain.only(features)
+        return replace(self, forget=forget, retain=retain, direction=direction)
+
+    def of_wording(self, wording: int) -> "Measured":
+        """The same on the prompts of one wording alone."""
+        return replace(
+            self, forget=self.forget.of_wording(wording), retain=self.retain.of_wording(wording)
+        )
 
 
-def _margin(
-    logits: Float[Tensor, " vocab"], fact: Fact, facts: FactSet, heads: dict[str, Tensor]
-) -> Float[Tensor, ""]:
-    relation = facts.relation[fact.relation]
-    candidates = logits[heads[fact.relation]]
-    return candidates[relation.candidates.index(fact.object)] - candidates.mean()
-
-
-@torch.no_grad()
-def prompt_streams(
-    model: Any, questions: Sequence[Question], site: Site
-) -> list[Float[Tensor, "_pos d_model"]]:
-    """The residual stream of each prompt at a site, BOS first, in the order of the questions."""
-    if not questions:
-        return []
-    rows = model.tokenizer([q.prompt for q in questions])["input_ids"]
-    streams: dict[int, Tensor] = {}
-    for batch in batches_by_length(rows):
-        tokens = torch.tensor([rows[i] for i in batch], device=device_of(model))
-        streams |= zip(batch, residuals(model, tokens, [site])[site], strict=True)
-    return [streams[i] for i in range(len(questions))]
-
-
-@torch.no_grad()
-def prompt_rows(
+def measure(
     model: Any,
-    questions: Sequence[Question],
-    sites: Sequence[Site],
+    sae: Any,
+    contrast: Contrast,
+    method: Method,
     *,
-    from_subject: bool = False,
-) -> dict[Site, tuple[Float[Tensor, "token d_model"], Int[Tensor, " token"]]]:
-    """The residual stream of every prompt token but BOS, with the question each row belongs to.
+    like: Measured | None = None,
+    retain_threshold: float = 0.01,
+) -> Measured:
+    """Reads what a score needs on both sides of a contrast.
+
+    - `frequency`: share of tokens on which a feature fires, with minus without the concept.
+    - `saebench`: that share on the concept alone, 0 for features that fire on as many retained
+      tokens as the threshold says (arXiv 2410.19278; SAEBench's `get_top_features`).
+    - `mean_difference`: mean activation, with minus without.
+    - `auroc`: how well a feature's highest activation in a passage tells the two apart, minus ½
+      (AxBench).
+    - `tpp`: difference of mean activations, where positive, times how far the decoder row points
+      along a probe that tells the passages apart; `scr`: the size of this product, either sign
+      (SAEBench).
+    - `attribution`: activation × gradient of the answer's log-probability, summed over tokens: to
+      first order, how much the answer loses if the feature is ablated (arXiv 2403.19647).
+      `integrated`: the same with the mean gradient along the path from no feature to all.
+    - `effect`: how much the answer loses if the feature is ablated.
 
     Args:
-        from_subject: leave out what stands before the subject's last token.
+        like: what was measured on the passages of the choice; its probe is used again.
+
+    Raises:
+        EditError: an unknown method, or one that wants answers where prompts have none.
     """
-    rows = model.tokenizer([q.prompt for q in questions])["input_ids"]
-    starts = [last_subject_token(model.tokenizer, q) if from_subject else 1 for q in questions]
-    device = device_of(model)
-    parts: dict[Site, list[Tensor]] = {site: [] for site in sites}
-    owners: list[Tensor] = []
-    for batch in batches_by_length(rows):
-        found = residuals(model, torch.tensor([rows[i] for i in batch], device=device), sites)
-        position = torch.arange(len(rows[batch[0]]))[None]
-        keep = position >= torch.tensor([starts[i] for i in batch])[:, None]
-        owners.append(torch.tensor(batch)[:, None].expand_as(keep)[keep])
-        for site in sites:
-            parts[site].append(found[site][keep.to(device)])
-    return {site: (torch.cat(parts[site]), torch.cat(owners)) for site in sites}
+    if method not in get_args(Method):
+        raise EditError(f"method {method!r}: wanted one of {', '.join(get_args(Method))}")
+    direction = None
+    if method in ("tpp", "scr"):
+        direction = (
+            (sae.W_dec.float().cpu() @ _probe(model, sae, contrast))
+            if like is None
+            else like.direction
+        )
+    forget, retain = (
+        read_rows(model, sae, side, READS[method]) for side in (contrast.forget, contrast.retain)
+    )
+    return Measured(method, forget, retain, direction, retain_threshold)
+
+
+def saebench_filter(
+    forget: Float[Tensor, " d_sae"], retain: Float[Tensor, " d_sae"], threshold: float
+) -> Float[Tensor, " d_sae"]:
+    """Firing rates on the concept, 0 where the rate on retained text is the threshold or more.
+
+    Rates have six decimals, as SAEBench stores them before it compares.
+    """
+    forget, retain = (rate.double().mul(1e6).round().div(1e6) for rate in (forget, retain))
+    return torch.where(retain >= threshold, 0.0, forget).float()
+
+
+def auroc(
+    forget: Float[Tensor, "group d_sae"], retain: Float[Tensor, "other d_sae"]
+) -> Float[Tensor, " d_sae"]:
+    """Share of pairs in which the group with the concept has the higher value; ties count half."""
+    ranks = stats.rankdata(torch.cat([forget, retain]).numpy(), axis=0)[: len(forget)].sum(0)
+    lowest = len(forget) * (len(forget) + 1) / 2
+    return torch.from_numpy((ranks - lowest) / (len(forget) * len(retain))).float()
+
+
+def adjusted(p: Float[Tensor, " d_sae"]) -> Float[Tensor, " d_sae"]:
+    """False-discovery rates over the whole dictionary (Benjamini and Hochberg 1995)."""
+    return torch.from_numpy(stats.false_discovery_control(p.numpy()))
+
+
+def _probe(model: Any, sae: Any, contrast: Contrast) -> Float[Tensor, " d_model"]:
+    """Direction of a logistic regression on passages' mean residual streams."""
+    from sklearn.linear_model import LogisticRegression
+
+    x = torch.cat([_means(model, sae, side) for side in (contrast.forget, contrast.retain)])
+    y = [1] * len(contrast.forget) + [0] * len(contrast.retain)
+    fitted = LogisticRegression(max_iter=1000).fit(x.numpy(), y)
+    return torch.from_numpy(fitted.coef_[0]).float()
+
+
+@torch.no_grad()
+def _means(model: Any, sae: Any, prompts: Sequence[Prompt]) -> Float[Tensor, "prompt d_model"]:
+    means = torch.zeros(len(prompts), sae.cfg.d_in)
+    given = tokenized(model.tokenizer, prompts)
+    for batch, stream, counted in streams(
+        model, Site.parse(sae.cfg.metadata.hook_name), given, VALUES // sae.cfg.d_in
+    ):
+        total = (stream.float() * counted[..., None]).sum(1)
+        means[batch] = (total / counted.sum(-1, keepdim=True)).cpu()
+    return means
