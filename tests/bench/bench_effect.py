@@ -22,7 +22,7 @@ from workbench.sae.load import bundled_saes, load_sae
 
 from .timing import record
 
-PROMPTS, LOOPED, REPEATS = 512, 10, 5
+PROMPTS, LOOPED, REPEATS = 512, 10, 3
 
 
 def prompts_of_the_world():

@@ -16,6 +16,15 @@ def test_falling_far_below_the_prior_is_no_better_than_staying_above_it():
     assert _best([trial(0.0, 0.0), trial(0.15, 0.0)], max_harm=0.03, prior=0.1) == 1
 
 
+def test_of_edits_equally_near_to_the_prior_the_less_harmful_wins():
+    trials = [
+        trial(0.101, 0.006, -1.0),
+        trial(0.104, 0.003, -4.0),
+        trial(0.104, 0.003, -4.0, ("a", "b")),
+    ]
+    assert _best(trials, max_harm=0.03, prior=0.1) == 1
+
+
 def test_ties_go_to_fewer_sites_and_then_to_the_weaker_dose():
     trials = [
         trial(0.1, 0.0, -4.0),

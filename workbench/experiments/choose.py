@@ -108,7 +108,7 @@ def choose_edit(
     templates of T against retained facts outside R_va and R_te; thresholds are set on R_va; the
     choice is made on audit-only templates of S and of retained facts outside R_te. V and R_te have
     no part. Among edits that harm no retained kind by more than `max_harm`, the one nearest to the
-    prior on S wins, the weaker dose first; if all do, the least harmful one.
+    prior on S wins, the less harmful first, then the weaker dose; if all do, the least harmful one.
 
     Raises:
         EditError: the target has no S fold to choose on.
@@ -151,7 +151,8 @@ class _Builder:
         config: ChooseConfig,
         say: Callable[[str], None],
     ) -> None:
-        self.gates, self.features, self.where = {}, {}, config.where
+        self.gates, self.features = {}, {}
+        self.where: Where = config.where
         for sae in saes:
             say(f"fit gate at {sae.cfg.metadata.hook_name}")
             self.gates[id(sae)] = _fit_gate(model, sae, target, config)
@@ -188,9 +189,13 @@ def _best(trials: Sequence[Trial], max_harm: float, prior: float) -> int:
     return min(kept, key=lambda i: _preference(trials[i], prior))
 
 
-def _preference(trial: Trial, prior: float) -> tuple[float, int, float]:
-    """Nearest to the prior first, to the second digit; then fewer sites, then the weaker dose."""
-    return round(abs(trial.forget - prior), 2), len(trial.sites), abs(trial.dose)
+def _preference(trial: Trial, prior: float) -> tuple[float, float, int, float]:
+    """Nearest to the prior first, to the second digit, and of these the least harmful.
+
+    Then fewer sites, then the weaker dose.
+    """
+    left, harm = round(abs(trial.forget - prior), 2), round(trial.harm, 3)
+    return left, harm, len(trial.sites), abs(trial.dose)
 
 
 def _fit_gate(

@@ -108,6 +108,7 @@ class Rerun:
                 stack.callback(_replaced(block, skip))
             place = hook_point(self._model, self._entry_site)
             stack.callback(place.attach(lambda _resid: entry).remove)
+            stack.callback(_narrowed(blocks_of(self._model)[-1], self._keep))
             yield
 
     @contextmanager
@@ -150,7 +151,8 @@ class _Past:
         for i in range(self.first):
             cache.update(unread, unread, i)
         for i, (keys, values) in enumerate(self.layers, self.first):
-            cache.update(keys[rows, :, :length], values[rows, :, :length], i)
+            parts = (part[:, :, :length].index_select(0, rows) for part in (keys, values))
+            cache.update(*parts, i)
         return cache
 
 
@@ -197,15 +199,34 @@ def _takes(model: nn.Module, name: str) -> bool:
     return name in inspect.signature(model.forward).parameters
 
 
-def _replaced(block: nn.Module, call: Callable) -> Callable[[], None]:
-    """Calls something else in the place of a block and its hooks, until what is returned is called.
+def _narrowed(block: nn.Module, keep: int) -> Callable[[], None]:
+    """Has the last block's MLP run on the last tokens alone: nobody reads its output elsewhere."""
+    mlp = getattr(block, "mlp", None)
+    if not isinstance(mlp, nn.Module):
+        return lambda: None
+    whole = mlp._call_impl
+
+    def on_last(*args: Any, **kwargs: Any) -> Any:
+        given = args[0] if args else None
+        if not isinstance(given, Tensor) or given.ndim != 3:
+            return whole(*args, **kwargs)
+        out = whole(given[:, -keep:].contiguous(), *args[1:], **kwargs)
+        if not isinstance(out, Tensor) or out.shape[:2] != (len(given), min(keep, given.shape[1])):
+            return whole(*args, **kwargs)
+        return torch.nn.functional.pad(out, (0, 0, given.shape[1] - out.shape[1], 0))
+
+    return _replaced(mlp, on_last)
+
+
+def _replaced(module: nn.Module, call: Callable) -> Callable[[], None]:
+    """Calls something else in the place of a module and its hooks, until what is returned is called.
 
     What stands in `_compiled_call_impl` is called by torch instead of all that a module does.
     """
-    own = block._compiled_call_impl
-    block._compiled_call_impl = call
+    own = module._compiled_call_impl
+    module._compiled_call_impl = call
 
     def restore() -> None:
-        block._compiled_call_impl = own
+        module._compiled_call_impl = own
 
     return restore
