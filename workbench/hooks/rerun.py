@@ -150,9 +150,9 @@ class _Past:
         unread = torch.zeros(1, device=rows.device).expand(len(rows), 1, length, 1)
         for i in range(self.first):
             cache.update(unread, unread, i)
-        for i, (keys, values) in enumerate(self.layers, self.first):
-            parts = (part[:, :, :length].index_select(0, rows) for part in (keys, values))
-            cache.update(*parts, i)
+        for i, layer in enumerate(self.layers, self.first):
+            keys, values = (part[:, :, :length].index_select(0, rows) for part in layer)
+            cache.update(keys, values, i)
         return cache
 
 
@@ -219,7 +219,7 @@ def _narrowed(block: nn.Module, keep: int) -> Callable[[], None]:
 
 
 def _replaced(module: nn.Module, call: Callable) -> Callable[[], None]:
-    """Calls something else in the place of a module and its hooks, until what is returned is called.
+    """Calls something else in the place of a module and its hooks; what is returned ends that.
 
     What stands in `_compiled_call_impl` is called by torch instead of all that a module does.
     """
