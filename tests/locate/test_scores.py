@@ -20,8 +20,8 @@ from workbench.hooks import Site, edited, residuals
 from workbench.interventions import Rescale, but_bos
 from workbench.locate import Contrast, Prompt, effect, exact_effects, measure, saebench_filter
 from workbench.locate import rows as reading
-from workbench.locate.rows import prompt_streams, read_rows
-from workbench.locate.scores import adjusted, auroc
+from workbench.locate.rows import Rows, prompt_streams, read_rows
+from workbench.locate.scores import Measured, adjusted, auroc
 from workbench.models.load import load_model
 from workbench.models.score import ask, next_logits
 
@@ -176,6 +176,16 @@ def test_tpp_and_scr_are_the_difference_along_a_probe(
 # Tests of significance
 
 
+def by_count(a: list[float], b: list[float], kind: str) -> float:
+    """Fisher's exact test of lying above a value that more than half of all share; else 0."""
+    common = max(a + b, key=(a + b).count)
+    if (a + b).count(common) <= len(a + b) / 2:
+        return 0.0
+    counts = [[sum(x > common for x in xs), sum(x <= common for x in xs)] for xs in (a, b)]
+    p = {k: stats.fisher_exact(counts, alternative=k).pvalue for k in ("greater", "less")}
+    return p["greater"] if kind == "greater" else min(1.0, 2 * min(p.values()))
+
+
 @pytest.mark.parametrize("method", ["frequency", "scr", "auroc"])
 def test_p_values_are_those_of_scipy_one_by_one(
     bridge: Any, sae: Any, contrast: Contrast, method: Any
@@ -190,7 +200,7 @@ def test_p_values_are_those_of_scipy_one_by_one(
             continue
         kind = "two-sided" if method == "scr" else "greater"
         test = stats.mannwhitneyu(a, b, alternative=kind, method="asymptotic")
-        expected.append(test.pvalue)
+        expected.append(max(test.pvalue, by_count([*a], [*b], kind)))
     assert 1.0 in expected or method != "frequency"
     assert measured.p_values().tolist() == pytest.approx(expected)
 
@@ -408,3 +418,24 @@ def test_methods_that_follow_answers_say_so(
     mixed = (replace(contrast.forget[0], answer=None), *contrast.forget[1:])
     with pytest.raises(EditError, match="some prompts have"):
         measure(bridge, sae, Contrast(mixed, contrast.retain), method)
+
+
+@pytest.mark.parametrize(("concept", "others"), [(25, 300), (24, 90), (8, 60)])
+def test_sparse_features_do_not_pass_by_chance_with_few_groups_against_many(
+    concept: int, others: int
+) -> None:
+    """A thousand features that each fire in a few groups, whatever these are about."""
+    passing = 0
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        fires = torch.rand(concept + others, 1024, generator=generator) < 2 / (concept + others)
+        values = fires * torch.rand(fires.shape, generator=generator)
+        groups, one = torch.arange(concept + others), torch.zeros(concept + others).long()
+        sides = [
+            Rows(values[part], torch.ones(len(groups[part])), groups[part], one[part])
+            for part in (slice(0, concept), slice(concept, None))
+        ]
+        passing += bool((adjusted(Measured("frequency", *sides).p_values()) <= 0.05).any())
+    assert passing <= 3
+    sides[0].values[:, 7] = 1.0
+    assert adjusted(Measured("frequency", *sides).p_values())[7] <= 0.05

@@ -87,7 +87,7 @@ class Trial:
 class Choice:
     """The edit, every trial that led to it, and the sweep over dose of the chosen setting."""
 
-    edits: tuple[Intervention, ...]
+    edits: tuple[Gate, ...]
     trials: tuple[Trial, ...]
     sweep: tuple[Trial, ...]
 

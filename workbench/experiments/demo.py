@@ -13,7 +13,6 @@ from workbench.audit import AuditConfig, AuditReport, audit
 from workbench.experiments.choose import ChooseConfig, choose_edit
 from workbench.facts import load_facts
 from workbench.interventions import save_edit
-from workbench.locate import locate
 from workbench.models import load_golds, load_model
 from workbench.report import write_html
 from workbench.sae.load import bundled_saes, load_sae
@@ -27,7 +26,6 @@ class DemoConfig:
 
     world: str = "valley"
     target: str = "toxins"
-    k: int = 64
     choose: ChooseConfig = field(default_factory=ChooseConfig)
     audit: AuditConfig = field(default_factory=lambda: AuditConfig(workers=2))
 
@@ -48,8 +46,6 @@ def run(config: DemoConfig, out: Path | str, say: Say = lambda line: None) -> Au
         target = facts.target(config.target)
         model, golds = load_model(config.world), load_golds(config.world)
         saes = [load_sae(name) for name in bundled_saes() if name.startswith(f"{config.world}/")]
-    with _timed(say, f"locate {config.k} features of {config.target} at each of {len(saes)} sites"):
-        found = [locate(model, sae, target, config.k) for sae in saes]
     with _timed(say, "choose an edit on the S fold"):
         choice = choose_edit(model, saes, target, config.choose)
     with _timed(say, "audit original, edited and golds"):
@@ -62,7 +58,7 @@ def run(config: DemoConfig, out: Path | str, say: Say = lambda line: None) -> Au
             {
                 "trials": [asdict(t) for t in choice.trials],
                 "sweep": choice.rows(),
-                "located": [f.as_dict() for f in found],
+                "features": {e.site.name: e.edit.features.tolist() for e in choice.edits},  # pyright: ignore[reportAttributeAccessIssue]
             },
         )
         save_edit(choice.edits, folder / "edit")

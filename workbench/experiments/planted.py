@@ -205,8 +205,8 @@ def _by_kind(
 def run(config: PlantedConfig, out: Path | str, say: Say = lambda line: None) -> pd.DataFrame:
     """Measures all scores on all planted models; writes `rows.parquet`, `table.md`, `config.json`.
 
-    Every model's truth is checked by ablation first. One row for each setting, seed, score and
-    measure.
+    Every planted feature is checked by ablation first, but not the random rows. One row for each
+    setting, seed, score and measure.
 
     Raises:
         DataError: `out` holds what the workbench did not write.

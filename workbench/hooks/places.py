@@ -18,6 +18,7 @@ WITHOUT_MID = (
     "use_parallel_residual",
     "parallel_attn",
     "apply_residual_connection_post_layernorm",
+    "mlp_alpha_factor",
 )
 """Settings under which the MLP's input is not the stream, or is not added to it."""
 

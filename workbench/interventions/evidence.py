@@ -10,7 +10,7 @@ from torch import Tensor
 from workbench.errors import EditError
 from workbench.hooks import Site
 from workbench.interventions.features import checked_features, require_direction, sae_site
-from workbench.sae.read import Reading
+from workbench.sae.read import Reading, require_plain_decoder
 
 
 @runtime_checkable
@@ -33,6 +33,7 @@ class Weighted:
     weights: Float[Tensor, " d_sae"]
 
     def __post_init__(self) -> None:
+        require_plain_decoder(self.sae)
         if self.weights.shape != (self.sae.cfg.d_sae,):
             raise EditError(
                 f"{self.weights.numel()} weights: wanted one for each of the SAE's "

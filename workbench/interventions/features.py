@@ -13,7 +13,7 @@ from torch import Tensor
 
 from workbench.errors import EditError
 from workbench.hooks import Site
-from workbench.sae.read import Reading
+from workbench.sae.read import Reading, require_plain_decoder
 
 Where = Literal["active", "everywhere"]
 """On tokens where a feature fires, or on every token the edit sees."""
@@ -59,7 +59,7 @@ def checked_features(sae: Any, features: Int[Tensor, "..."] | Sequence[int]) -> 
         EditError: none, repeated ones, or one that the SAE does not have; or an SAE in which a
             feature's activation is not how much of its decoder row it adds.
     """
-    _require_plain_decoder(sae)
+    require_plain_decoder(sae)
     chosen = torch.as_tensor(features, dtype=torch.long, device=sae.W_dec.device)
     if chosen.ndim != 1 or not len(chosen) or len(chosen.unique()) != len(chosen):
         raise EditError(
@@ -70,24 +70,6 @@ def checked_features(sae: Any, features: Int[Tensor, "..."] | Sequence[int]) -> 
             f"features up to {int(chosen.max())}: this SAE has 0 to {sae.cfg.d_sae - 1}"
         )
     return chosen
-
-
-def _require_plain_decoder(sae: Any) -> None:
-    """Raises EditError if decoding is more than activations times `W_dec`.
-
-    Edits of such an SAE would be of another size than asked.
-    """
-    if sae.cfg.normalize_activations != "none":
-        raise EditError(
-            f"this SAE normalizes its input ({sae.cfg.normalize_activations}): edits want one that "
-            "reads the residual stream as it is"
-        )
-    norms = sae.W_dec.detach().float().norm(dim=-1)
-    rescaled = getattr(sae.cfg, "rescale_acts_by_decoder_norm", False)
-    if rescaled and not torch.allclose(norms, torch.ones_like(norms), atol=1e-3):
-        raise EditError(
-            "this SAE divides activations by the decoder's norms: call sae.fold_W_dec_norm() first"
-        )
 
 
 def sae_site(sae: Any) -> Site:

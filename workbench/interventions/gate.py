@@ -23,7 +23,7 @@ class Gate(Flow):
     """Applies an edit where the evidence for a concept exceeds a threshold.
 
     A token counts only for itself and what follows, so that the start of a prompt is treated alike
-    whatever comes after. The first token (BOS) is no evidence, and padding is none.
+    whatever comes after. The first token (BOS) is no evidence and is never changed, nor is padding.
 
     Attributes:
         evidence: what each token says: weighted features, features that fire, or a probe.
@@ -59,16 +59,17 @@ class Gate(Flow):
 
     def open_at(self, resid: Float[Tensor, "*batch pos d_model"]) -> Bool[Tensor, "*batch pos"]:
         """Where the gate lets the edit act."""
-        return self.gathered(resid) > self.threshold
+        gathered, counts, _ = self._gather(self._read(Reading(None, resid)), None, None)
+        return counts & (gathered > self.threshold)
 
     def follow(
         self, reading: Reading, memory: Any, real: Bool[Tensor, "*batch pos"] | None
     ) -> tuple[Reading, Any]:
         mine, inner = (None, None) if memory is None else memory
         reading = self._read(reading)
-        gathered, mine = self._gather(reading, mine, real)
+        gathered, counts, mine = self._gather(reading, mine, real)
         changed, inner = follow(self.edit, reading, inner, real)
-        is_open = (gathered > self.threshold)[..., None]
+        is_open = (counts & (gathered > self.threshold))[..., None]
         out = torch.where(is_open, changed.resid, reading.resid)
         return Reading(None, out), (mine, inner)
 
@@ -78,21 +79,26 @@ class Gate(Flow):
 
     def _gather(
         self, reading: Reading, memory: Any, real: Bool[Tensor, "*batch pos"] | None
-    ) -> tuple[Float[Tensor, "*batch pos"], Any]:
-        """Evidence at each token; memory is tokens seen, their sum, and the highest sum."""
+    ) -> tuple[Float[Tensor, "*batch pos"], Bool[Tensor, "*batch pos"], Any]:
+        """Evidence at each token, and whether the token counts: it is neither BOS nor padding.
+
+        Memory is tokens seen, their sum, and the highest sum.
+        """
         scores = self.evidence(reading)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         real = torch.ones_like(scores, dtype=torch.bool) if real is None else real
         if memory is None:
             zero = torch.zeros_like(scores[..., :1])
             memory = zero, zero, zero
         seen, summed, highest = memory
         counted = seen + real.to(scores).cumsum(-1)
-        scores = scores.masked_fill(~real | (counted <= 1), 0.0)
+        counts = real & (counted > 1)
+        scores = scores.masked_fill(~counts, 0.0)
         sums = summed + scores.cumsum(-1)
         peaks = torch.maximum(highest, sums.cummax(-1).values)
         share = sums / (counted - 1).clamp_min(1)
         gathered = {"token": scores, "latched": peaks, "share": share}[self.over]
-        return gathered, (counted[..., -1:], sums[..., -1:], peaks[..., -1:])
+        return gathered, counts, (counted[..., -1:], sums[..., -1:], peaks[..., -1:])
 
 
 def fit_gate_weights(

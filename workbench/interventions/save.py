@@ -79,12 +79,12 @@ def load_edit(folder: Path | str, device: str = "cpu") -> list[Intervention]:
         raise EditError(
             f"{folder}: no readable edit.json and edit.safetensors ({error})"
         ) from error
-    if content.get("format") != FORMAT:
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise EditError(f"{folder}: format {content.get('format')!r}, wanted {FORMAT!r}")
     saes = {p.name: load_sae(p, device) for p in sorted(folder.glob("sae-*"))}
     try:
         return [_build(d, tensors, saes) for d in content["edits"]]
-    except (KeyError, TypeError, SiteError) as error:
+    except (AttributeError, KeyError, TypeError, SiteError) as error:
         raise EditError(
             f"{folder}: an edit names what is not there ({error}); wanted a kind of "
             f"{sorted(EDITS)}, its fields, tensors of edit.safetensors and one of {sorted(saes)}"

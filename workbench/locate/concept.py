@@ -121,11 +121,14 @@ class Concept:
 
         Raises:
             TargetError: fewer than two texts with a labelled token, or with another; other numbers
-                of texts and of lists of labels.
+                of texts and of lists of labels; a text given twice with other labels.
         """
         if len(texts) != len(labels):
             raise TargetError(f"{len(texts)} texts with {len(labels)} lists of labels")
         given = dict(zip(texts, labels, strict=True))
+        for text, marks in zip(texts, labels, strict=True):
+            if list(marks) != list(given[text]):
+                raise TargetError(f"{text!r} is given twice, with other labels")
         forget, retain = (
             [
                 Prompt(text, text, labels=tuple(bool(x) is wanted for x in marks))

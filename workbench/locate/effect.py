@@ -15,7 +15,7 @@ from workbench.hooks.rerun import Rerun
 from workbench.locate.concept import Prompt, Tokens, tokenized
 from workbench.models.score import batches_by_length, device_of
 from workbench.sae.load import max_activation
-from workbench.sae.read import Reading
+from workbench.sae.read import Reading, require_plain_decoder
 
 FIRST_TOKENS = 4096
 """Tokens of prompts in one unedited pass."""
@@ -58,10 +58,10 @@ def exact_effects(
 ) -> Effects:
     """Edits each feature alone, where it fires, and measures the answers.
 
-    Each value is that of a full forward pass with the edit (`Rescale` for dose 0, else `Clamp`
-    where active), but the stream before the SAE's site is computed once per prompt, only prompts in
-    which the feature fires are run, only from the first token on which it does, and only the layers
-    after the site.
+    Each value is that of a full forward pass with the edit (`but_bos` of `Rescale` for dose 0, else
+    of `Clamp` where active; without `but_bos` if `bos`). But the stream before the SAE's site is
+    computed once per prompt, only prompts in which the feature fires are run, only from the first
+    token on which it does, and only the layers after the site.
 
     Args:
         dose: what an active feature is set to, in multiples of its largest activation; 0 ablates.
@@ -74,7 +74,7 @@ def exact_effects(
             activations times rows. SAEError: a dose other than 0, and the SAE carries no largest
             activations.
     """
-    _require_plain_decoder(sae)
+    require_plain_decoder(sae)
     given = tokenized(model.tokenizer, prompts)
     require_alike(given)
     edit = _Edit(sae, dose, torch.zeros(0, dtype=torch.long) if base is None else base, bos)
@@ -253,16 +253,3 @@ def _first(change: Float[Tensor, "batch pos k"]) -> Int[Tensor, "batch k"]:
     """The first token that each feature is changed on; the number of tokens where it never is."""
     changed = change != 0
     return changed.byte().argmax(1).where(changed.any(1), change.shape[1])
-
-
-def _require_plain_decoder(sae: Any) -> None:
-    if sae.cfg.normalize_activations != "none":
-        raise EditError(
-            f"this SAE normalizes its input ({sae.cfg.normalize_activations}): effects want one "
-            "that reads the residual stream as it is"
-        )
-    rescaled = getattr(sae.cfg, "rescale_acts_by_decoder_norm", False)
-    if rescaled and ((sae.W_dec.norm(dim=-1) - 1).abs() > 1e-3).any():
-        raise EditError(
-            "this SAE divides activations by the decoder's norms: call sae.fold_W_dec_norm() first"
-        )

@@ -62,7 +62,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Point:
-    """One edit: so many features, clamped to a dose where they fire.
+    """One edit: so many features, clamped to a dose where they fire on any token but BOS.
 
     Attributes:
         forget: mean loss of the concept's answers, with a 95 % interval over groups; `harm`: that
@@ -88,8 +88,8 @@ class JointChoice:
 
     Attributes:
         steps: what each round came to, on the passages of the choice.
-        sizes: the first features at `dose`; `doses`: all of them at each dose. Both on passages
-            that chose no feature; the dose was chosen on them.
+        sizes: the first features at the dose of the choice; `doses`: all of them at each dose. Both
+            on passages that chose no feature; the dose was chosen on them.
         met: whether the chosen dose reaches the goal there.
     """
 
@@ -145,7 +145,8 @@ def choose_jointly(
 
     Args:
         dose: the clamp's dose during the choice; `doses` are those of the curve.
-        candidates: features measured in each round, the likeliest by the previous one.
+        candidates: features measured in each round after the first, which measures all; the
+            likeliest by the previous one.
         prompts: passages of either kind in the choice, drawn evenly over groups.
         curve: measure the trade-off; without it the dose is `dose` and `met` is on the passages of
             the choice.

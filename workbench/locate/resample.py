@@ -10,6 +10,8 @@ from workbench.locate.concept import Prompt
 
 DRAWS = 1000
 """Bootstrap draws behind each interval."""
+FEWEST_GROUPS = 2
+"""Groups below which nothing varies between draws, and no interval is given."""
 
 
 def group_interval(
@@ -18,14 +20,15 @@ def group_interval(
     generator: torch.Generator,
     draws: int = DRAWS,
 ) -> Float[Tensor, "2 k"]:
-    """95 % percentile intervals of means over prompts."""
+    """95 % percentile intervals of means over prompts; nan with fewer than two groups."""
     names = {name: i for i, name in enumerate(dict.fromkeys(p.group for p in prompts))}
     group = torch.tensor([names[p.group] for p in prompts])
     total = torch.zeros(len(names), values.shape[1]).index_add_(0, group, values)
     size = torch.bincount(group).float()
     drawn = torch.randint(len(names), (draws, len(names)), generator=generator)
     times = torch.zeros(draws, len(names)).scatter_add_(1, drawn, torch.ones(drawn.shape))
-    return ends(times @ total / (times @ size)[:, None])
+    found = ends(times @ total / (times @ size)[:, None])
+    return found if len(names) >= FEWEST_GROUPS else torch.full_like(found, torch.nan)
 
 
 def ends(draws: Float[Tensor, "n k"]) -> Float[Tensor, "2 k"]:

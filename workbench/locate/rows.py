@@ -14,7 +14,7 @@ from workbench.hooks.rerun import Rerun
 from workbench.locate.concept import Prompt, Tokens, tokenized
 from workbench.locate.effect import answer_logprobs, batches, exact_effects, require_alike
 from workbench.models.score import Question, batches_by_length, device_of
-from workbench.sae.read import Reading
+from workbench.sae.read import Reading, require_plain_decoder
 
 What = Literal["rate", "mean", "peak", "attribution", "integrated", "effect"]
 """Share of tokens on which a feature fires, its mean and its highest activation, how far it pushes
@@ -60,6 +60,7 @@ def read_rows(model: Any, sae: Any, prompts: Sequence[Prompt], what: What) -> Ro
         EditError: `effect` of prompts of which some have answers and some do not; `attribution` or
             `integrated` where any has none.
     """
+    require_plain_decoder(sae)
     groups = {name: i for i, name in enumerate(dict.fromkeys(p.group for p in prompts))}
     wordings = 1 + max((p.wording for p in prompts), default=0)
     keys = torch.tensor([groups[p.group] * wordings + p.wording for p in prompts])

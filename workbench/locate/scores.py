@@ -85,7 +85,10 @@ class Measured:
     def p_values(self) -> Float[Tensor, " d_sae"]:
         """Of each feature having higher values on groups with the concept; Mann–Whitney's test.
 
-        For `scr`, of having other values. A feature that is the same everywhere has 1.
+        For `scr`, of having other values. A feature that is the same everywhere has 1. Where more
+        than half of the groups share one value, as with features that mostly stay silent, the
+        normal approximation is far too sure with few groups against many: there the larger of its
+        p-value and the exact one of how many groups lie above that value counts.
         """
         kind = "two-sided" if self.method == "scr" else "greater"
         forget, retain = self.forget.by_group()[0], self.retain.by_group()[0]
@@ -96,7 +99,8 @@ class Measured:
             test = stats.mannwhitneyu(
                 with_.numpy(), without.numpy(), alternative=kind, method="asymptotic"
             )
-            found[some] = torch.from_numpy(np.atleast_1d(test.pvalue))
+            p = torch.from_numpy(np.atleast_1d(test.pvalue))
+            found[some] = torch.maximum(p, _count_p(with_, without, kind))
         return found
 
     def only(self, features: Int[Tensor, " k"]) -> "Measured":
@@ -176,6 +180,20 @@ def auroc(
     ranks = stats.rankdata(torch.cat([forget, retain]).numpy(), axis=0)[: len(forget)].sum(0)
     lowest = len(forget) * (len(forget) + 1) / 2
     return torch.from_numpy((ranks - lowest) / (len(forget) * len(retain))).float()
+
+
+def _count_p(
+    forget: Float[Tensor, "group some"], retain: Float[Tensor, "other some"], kind: str
+) -> Float[Tensor, " some"]:
+    """Fisher's exact p-value of how many groups lie above the commonest value; 0 without one."""
+    both = torch.cat([forget, retain])
+    middle = both.median(0).values
+    above, hits = ((values > middle).sum(0).numpy() for values in (both, forget))
+    more = stats.hypergeom.sf(hits - 1, len(both), above, len(forget))
+    fewer = stats.hypergeom.cdf(hits, len(both), above, len(forget))
+    p = np.minimum(1.0, 2 * np.minimum(more, fewer)) if kind == "two-sided" else more
+    tied = (both == middle).double().mean(0) > 0.5
+    return torch.from_numpy(np.atleast_1d(p)).where(tied, 0.0)
 
 
 def adjusted(p: Float[Tensor, " d_sae"]) -> Float[Tensor, " d_sae"]:

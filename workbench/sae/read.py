@@ -4,9 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from workbench.errors import EditError
 from workbench.sae.step import top_k
 
 
@@ -43,8 +44,7 @@ class Reading:
     def of(self, features: Int[Tensor, " k"]) -> Float[Tensor, "*batch k"]:
         """Activations of some features, in the SAE's type or float32, whichever is wider."""
         if self.architecture == "topk":
-            pre = self._pre[..., features]
-            return pre.relu() * (pre >= self._kth)
+            return self._pre[..., features].relu() * self._active(features)
         if self.architecture not in ROWS:
             return self.full[..., features]
         wide = torch.promote_types(self.sae.W_enc.dtype, torch.float32)
@@ -58,7 +58,8 @@ class Reading:
         if self.architecture == "topk":
             values, features = self._top
             return (values.relu() * weights.to(values)[features]).sum(-1)
-        return self.full.to(weights.dtype) @ weights.to(self.full.device)
+        acts = self.full.to(torch.promote_types(self.full.dtype, torch.float32))
+        return acts @ weights.to(acts)
 
     @property
     def full(self) -> Float[Tensor, "*batch d_sae"]:
@@ -69,12 +70,13 @@ class Reading:
         """The reading of the stream with each feature's activation changed by so much.
 
         What is added is `change` times the decoder rows; what the SAE does not explain stays. TopK
-        pre-activations that have been computed are moved along, if they are asked for again.
+        pre-activations that have been computed are moved along, if they are asked for again and the
+        stream is not in a short type, whose rounding they would miss.
         """
         rows = self.sae.W_dec[features].to(change.dtype)
         wide = torch.promote_types(self.resid.dtype, change.dtype)
         resid = (self.resid.to(wide) + change @ rows).to(self.resid.dtype)
-        if self.architecture != "topk" or "pre" not in self._found:
+        if self.architecture != "topk" or "pre" not in self._found or resid.dtype != wide:
             return Reading(self.sae, resid)
 
         def moved() -> Float[Tensor, "*batch d_sae"]:
@@ -90,10 +92,16 @@ class Reading:
     def _top(self) -> tuple[Float[Tensor, "*batch top"], Int[Tensor, "*batch top"]]:
         return self._once("top", self._select)
 
-    @property
-    def _kth(self) -> Float[Tensor, "*batch 1"]:
-        """The lowest pre-activation that is active."""
-        return self._top[0].detach().amin(-1, keepdim=True)
+    def _active(self, features: Int[Tensor, " k"] | slice) -> Bool[Tensor, "*batch k"]:
+        """Whether each feature is among the k largest.
+
+        In short types several can tie with the last of them: then those that were selected count.
+        """
+        values, selected = self._top
+        if self.sae.W_enc.dtype in (torch.bfloat16, torch.float16):
+            chosen = torch.zeros_like(self._pre, dtype=torch.bool)
+            return chosen.scatter(-1, selected, True)[..., features]
+        return self._pre[..., features] >= values.detach().amin(-1, keepdim=True)
 
     def _once(self, name: str, compute: Callable[[], Any]) -> Any:
         # A cached_property holds a lock in Python 3.11, at which compiled graphs break.
@@ -103,7 +111,7 @@ class Reading:
 
     def _encode(self) -> Float[Tensor, "*batch d_sae"]:
         if self.architecture == "topk":
-            return self._pre.relu() * (self._pre >= self._kth)
+            return self._pre.relu() * self._active(slice(None))
         return self.sae.encode(self.resid.to(self.sae.W_dec.dtype))
 
     def _multiply(self) -> Float[Tensor, "*batch d_sae"]:
@@ -148,3 +156,21 @@ def _gated(
 
 ROWS = {"standard": _standard, "jumprelu": _jumprelu, "gated": _gated}
 """Activations from the products of chosen encoder rows, by architecture."""
+
+
+def require_plain_decoder(sae: Any) -> None:
+    """Raises EditError if decoding is more than activations times `W_dec`.
+
+    Edits of such an SAE would be of another size than asked.
+    """
+    if sae.cfg.normalize_activations != "none":
+        raise EditError(
+            f"this SAE normalizes its input ({sae.cfg.normalize_activations}): edits want one that "
+            "reads the residual stream as it is"
+        )
+    norms = sae.W_dec.detach().float().norm(dim=-1)
+    rescaled = getattr(sae.cfg, "rescale_acts_by_decoder_norm", False)
+    if rescaled and not torch.allclose(norms, torch.ones_like(norms), atol=1e-3):
+        raise EditError(
+            "this SAE divides activations by the decoder's norms: call sae.fold_W_dec_norm() first"
+        )
