@@ -64,7 +64,9 @@ def test_one_pass_for_all_sites_and_nothing_after_the_last(
 ) -> None:
     calls: list[int] = []
     handles = [
-        hook_point(bridge, Site(layer)).register_forward_hook(lambda *_, n=layer: calls.append(n))
+        hook_point(bridge, Site(layer)).module.register_forward_hook(
+            lambda *_, n=layer: calls.append(n)
+        )
         for layer in range(3)
     ]
     try:
