@@ -168,8 +168,8 @@ def prompt_streams(
     if not questions:
         return []
     rows = model.tokenizer([q.prompt for q in questions])["input_ids"]
-    streams: dict[int, Tensor] = {}
+    found: dict[int, Tensor] = {}
     for batch in batches_by_length(rows):
         tokens = torch.tensor([rows[i] for i in batch], device=device_of(model))
-        streams |= zip(batch, residuals(model, tokens, [site])[site], strict=True)
-    return [streams[i] for i in range(len(questions))]
+        found |= zip(batch, residuals(model, tokens, [site])[site], strict=True)
+    return [found[i] for i in range(len(questions))]

@@ -169,8 +169,11 @@ def saebench_filter(
 
     Rates have six decimals, as SAEBench stores them before it compares.
     """
-    forget, retain = (rate.double().mul(1e6).round().div(1e6) for rate in (forget, retain))
-    return torch.where(retain >= threshold, 0.0, forget).float()
+    kept, limits = (
+        torch.tensor([float(f"{x:f}") for x in rates.tolist()], dtype=torch.float64)
+        for rates in (forget, retain)
+    )
+    return torch.where(limits >= threshold, 0.0, kept).float()
 
 
 def auroc(

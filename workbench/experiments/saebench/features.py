@@ -10,6 +10,7 @@ from torch import Tensor
 
 from workbench.errors import DataError, EditError
 from workbench.hooks import Site, residuals
+from workbench.locate import saebench_filter
 from workbench.models.score import batches_by_length, device_of
 
 Rows = Sequence[Sequence[int]]
@@ -71,8 +72,7 @@ def top_features(
     Frequencies count with the six decimals that SAEBench saves, so that one just below the
     threshold can reach it. Of equals the later feature comes first, as in SAEBench.
     """
-    kept, limits = ([float(f"{x:f}") for x in xs.tolist()] for xs in (forget, retain))
-    scores = np.where(np.array(limits) >= retain_threshold, 0.0, kept)
+    scores = saebench_filter(forget, retain, retain_threshold).numpy()
     order = scores.argsort(kind="stable")[::-1]
     return order[: np.count_nonzero(scores)].tolist()
 
