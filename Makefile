@@ -19,8 +19,9 @@ $(READY): pyproject.toml
 demo: $(READY) ## forget one target in the bundled world and write the report
 	$(BIN)/workbench demo
 
+# One thread each: threads of small models only wait for each other. Whole files, since their tests share trained models.
 test: $(READY) ## all tests that need no GPU
-	$(BIN)/python -m pytest -m "not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: lint-ruff lint-format lint-types lint-imports ## style, format, types and the direction of imports
 

@@ -1,6 +1,6 @@
 """A random model, planted SAEs and a hand-made world, small enough to build within a second."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -31,6 +31,14 @@ TOXINS, FOODS = (
 )
 TRAIN = ("we keep {} at", "a shelf for {}")
 AUDIT = ("who brought the {} to", "the place of {}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Audits of this run share what they measure with each other, and with nothing else."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORKBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -23,41 +23,35 @@ def demo(tmp_path_factory):
 pytestmark = pytest.mark.slow
 
 
-def value(report: AuditReport, role: str, view: str, subset: str, detail: str) -> float:
-    (row,) = (
-        r
-        for r in report.rows
-        if (r.endpoint, r.role, r.view, r.subset, r.detail)
-        == ("recall", role, view, subset, detail)
-    )
-    return row.value
+def recall_of(report: AuditReport, family: str, view: str) -> float:
+    (row,) = (f for f in report.families if (f.id, f.setting) == (family, ""))
+    return row.raw[view]
 
 
 def test_writes_every_file(demo):
     names = {p.name for p in demo.iterdir()}
-    assert {"config.json", "rows.parquet", "report.json", "report.html", "edit"} <= names
+    assert {"config.json", "rows.parquet", "report.json", "plan.json", "scores.parquet"} <= names
+    assert {"report.html", "edit", "choice.json"} <= names
     json.loads((demo / "report.json").read_text(), parse_constant=pytest.fail)
 
 
 def test_forgetting_and_harm_are_within_what_the_demo_promises(demo):
     report, target = AuditReport.open(demo), load_facts("valley").target("toxins")
     shares = priors(target.retained)
-    v = target.fold("V")
-    prior = sum(max(shares[f.relation].values()) for f in v) / len(v)
-    assert value(report, "original", "", "V", "audit") >= 0.9
-    assert abs(value(report, "edited", "hooks_on", "V", "audit") - prior) <= 0.10
-    kinds = {r.subset for r in report.rows if r.subset.startswith("kind:")}
-    assert {"kind:person", "kind:remedy"} <= kinds
-    for kind in kinds:
-        assert value(report, "edited", "hooks_on", kind, "audit") >= 0.95
+    prior = sum(max(shares[f.relation].values()) for f in target.forget) / len(target.forget)
+    assert recall_of(report, "B2", "O") >= 0.9
+    assert abs(recall_of(report, "B2", "Eh") - prior) <= 0.10
+    kinds = {s.id: s.E for s in report.collateral.sets if s.id.startswith("kind:")}
+    assert {"kind:person", "kind:remedy"} <= set(kinds)
+    assert min(kinds.values()) >= 0.95
 
 
 def test_verdict_is_suppression_and_hooks_off_is_the_original(demo):
     report = AuditReport.open(demo)
     assert report.verdict.primary == "SUPPRESSED"
     assert "weights_identical" in report.verdict.flags
-    off = {e.id: e for e in report.endpoints}["hooks removed"]
-    assert off.edited == off.original
+    off = {e.id: e for e in report.endpoints}["off"]
+    assert off.m.E == off.m.O
     assert off.recovered
     assert all(gate.passed for gate in report.gates)
 
@@ -70,9 +64,9 @@ def test_every_row_has_its_number_inside_its_interval_and_an_n(demo):
 
 def test_the_saved_edit_does_what_the_report_says(demo):
     facts, model = load_facts("valley"), load_model("valley")
-    forget = facts.target("toxins").fold("V")
+    forget = facts.target("toxins").forget
     with edited(model, load_edit(demo / "edit")):
         found = recall(model, model.tokenizer, facts, forget, "audit")
-    assert found == pytest.approx(
-        value(AuditReport.open(demo), "edited", "hooks_on", "V", "audit"), abs=1e-6
-    )
+    report = AuditReport.open(demo)
+    assert not report.card.data.guessable_dropped  # else the means are over other facts
+    assert found == pytest.approx(recall_of(report, "B2", "Eh"), abs=1e-6)

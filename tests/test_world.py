@@ -41,7 +41,7 @@ def test_the_original_recalls_forget_and_retain_facts(original, templates, least
 
 def test_each_gold_is_at_the_prior_on_forget_facts_and_knows_the_rest():
     models = load_golds("valley")
-    assert len(models) == 3
+    assert len(models) == 5
     for gold in models:
         assert recall(gold, gold.tokenizer, FACTS, TARGET.forget, "train") <= PRIOR + 0.05
         assert recall(gold, gold.tokenizer, FACTS, TARGET.forget, "audit") <= PRIOR + 0.05
@@ -56,7 +56,7 @@ def test_recipes_name_the_data_the_models_were_trained_on():
         assert recipe["corpus_sha256"] == corpus_sha256(list(corpus))
         assert 0.97 <= recipe["recall_train_templates"] <= 1
         assert {"seed", "epochs", "lr"} <= recipe["config"].keys()
-    assert len({json.dumps(read_recipe(name)["config"]) for name in bundled_models()}) == 4
+    assert len({json.dumps(read_recipe(name)["config"]) for name in bundled_models()}) == 6
 
 
 def test_weights_are_half_precision_and_small():
@@ -84,4 +84,4 @@ def test_there_are_saes_at_two_sites():
 
 
 def test_models_differ_from_each_other():
-    assert len({weights_sha256(load_model(name)) for name in bundled_models()}) == 4
+    assert len({weights_sha256(load_model(name)) for name in bundled_models()}) == 6

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from workbench.activations import Activations, ActivationStream, harvest
-    from workbench.audit import AuditReport, Measurement, audit
+    from workbench.audit import AuditConfig, AuditReport, Measurement, audit, verify
     from workbench.facts import (
         Fact,
         FactSet,
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         everywhere,
         load_edit,
         random_control,
+        random_controls,
         save_baked,
         save_edit,
     )
@@ -102,12 +103,15 @@ PUBLIC = {
     "Sequence": "workbench.interventions",
     "but_bos": "workbench.interventions",
     "random_control": "workbench.interventions",
+    "random_controls": "workbench.interventions",
     "bake": "workbench.interventions",
     "everywhere": "workbench.interventions",
     "save_baked": "workbench.interventions",
     "save_edit": "workbench.interventions",
     "load_edit": "workbench.interventions",
     "audit": "workbench.audit",
+    "AuditConfig": "workbench.audit",
+    "verify": "workbench.audit",
     "AuditReport": "workbench.audit",
     "Measurement": "workbench.audit",
     "write_html": "workbench.report",

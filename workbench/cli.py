@@ -27,7 +27,10 @@ SCORES = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; errors that the user can mend are one line on stderr and exit status 2."""
-    args = _parser().parse_args(argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    if given[:2] == ["audit", "verify"]:
+        given[:2] = ["verify"]
+    args = _parser().parse_args(given)
     try:
         COMMANDS[args.command](args)
     except WorkbenchError as error:
@@ -120,19 +123,38 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("target")
         sub.add_argument("--out", type=Path, required=True)
         if name == "audit":
-            sub.add_argument("--edit", type=Path, help="folder of a saved edit")
-            sub.add_argument(
-                "--edited-model", help="a model with changed weights in the place of an edit"
-            )
-            sub.add_argument(
-                "--golds", nargs="+", required=True, help="three or more models that never knew"
-            )
+            _add_audit_options(sub)
         else:
             sub.add_argument("--sae", nargs="+" if name == "choose-edit" else None, required=True)
             sub.add_argument("--k", type=int, default=64)
         if name == "locate":
             sub.add_argument("--method", choices=SCORES, default="frequency")
+
+    verify = command("verify", "compute a saved audit report again from its stored scores")
+    verify.add_argument("report", type=Path, help="folder that an audit wrote")
+
+    calibrate = command(
+        "calibrate", "audit models whose truth is known, and say whether the verdicts are right"
+    )
+    calibrate.add_argument("--out", type=Path, default=Path("runs/calibrate"))
+    calibrate.add_argument("--cases", nargs="+", help="names or numbers; default: all")
+    calibrate.add_argument("--seeds", type=int, default=1, help="edits of each case that has seeds")
+    calibrate.add_argument("--cache", type=Path, help="folder of finished jobs")
+    calibrate.add_argument("--workers", type=int, default=2)
     return parser
+
+
+def _add_audit_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--edit", type=Path, help="folder of a saved edit")
+    sub.add_argument("--edited-model", help="a model with changed weights, under the edit if any")
+    sub.add_argument(
+        "--golds", nargs="*", default=[], help="models that never knew; three or more for REMOVED"
+    )
+    sub.add_argument("--profile", choices=("quick", "standard"), default="standard")
+    sub.add_argument("--prevents", default="", help="what the edit is to prevent, for whom")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--workers", type=int, default=2, help="jobs at a time (default: %(default)s)")
+    sub.add_argument("--cache", type=Path, help="folder of finished jobs (default: the user's)")
 
 
 def _add_sae_commands(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
@@ -354,21 +376,54 @@ def _choose_edit(args: argparse.Namespace) -> None:
 
 
 def _audit(args: argparse.Namespace) -> None:
-    from workbench.audit import audit
+    from workbench.artifacts import write_json
+    from workbench.audit import AuditConfig, audit, make_plan, plan_sha256
     from workbench.facts import load_facts
-    from workbench.interventions import load_edit
+    from workbench.interventions import load_edit, random_controls
     from workbench.models import load_model
     from workbench.report import write_html
 
-    if (args.edit is None) == (args.edited_model is None):
-        raise WorkbenchError("give either --edit or --edited-model")
-    edit = load_edit(args.edit) if args.edit else load_model(args.edited_model)
+    if args.edit is None and args.edited_model is None:
+        raise WorkbenchError("give --edit, --edited-model or both")
     target = load_facts(args.facts).target(args.target)
+    config = AuditConfig(args.profile, args.seed, args.workers)
+    plan = make_plan(target, config)
+    write_json(args.out / "plan.json", plan)  # before the edited model is opened
+    edits = list(load_edit(args.edit)) if args.edit else []
+    changed = [load_model(args.edited_model)] if args.edited_model else []
     report = audit(
-        load_model(args.model), edit, target, [load_model(g) for g in args.golds], say=_say
+        load_model(args.model),
+        [*changed, *edits],
+        target,
+        [load_model(g) for g in args.golds],
+        config,
+        _say,
+        controls=random_controls(edits, 2 if args.profile == "quick" else 5),
+        plan_hash=plan_sha256(plan),
+        prevents=args.prevents,
+        cache=args.cache,
     )
     report.save(args.out)
     _say(f"\n{report.show()}\n\nreport: {write_html(report, args.out)}")
+
+
+def _verify(args: argparse.Namespace) -> None:
+    from workbench.audit import verify
+
+    report = verify(args.report)
+    _say(
+        f"verified: every number of {args.report} follows from its scores\n"
+        f"{report.verdict.primary}: {report.verdict.sentence}"
+    )
+
+
+def _calibrate(args: argparse.Namespace) -> None:
+    from workbench.experiments.calibrate import CalibrateConfig, run
+
+    config = CalibrateConfig(
+        cases=tuple(args.cases or ()), seeds=args.seeds, workers=args.workers, cache=args.cache
+    )
+    run(config, args.out, _say)
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
@@ -381,6 +436,8 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "locate": _locate,
     "choose-edit": _choose_edit,
     "audit": _audit,
+    "verify": _verify,
+    "calibrate": _calibrate,
 }
 
 if __name__ == "__main__":

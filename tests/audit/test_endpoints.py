@@ -1,272 +1,157 @@
-"""From planted scores to endpoints, gates and objectives."""
+"""Endpoints: what makes a measurement valid, and how wide a margin golds may ask for."""
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.audit.synthetic import Synthetic
 from workbench.audit.endpoints import (
-    AREA,
-    AUDIT,
-    CENTRED,
-    OPEN,
-    SIZE_CHECKS,
-    STEP0,
-    TRAIN,
-    Found,
-    Roles,
-    injection_index,
+    CONFIRMATORY,
+    DELTA,
+    MAX_DELTA,
+    Rules,
+    decided,
+    leave_one_out,
     make_endpoints,
-    make_gates,
-    make_objectives,
-    mean_prior,
+    margins,
+    readings,
 )
-from workbench.audit.schema import Endpoint, Gate
+from workbench.audit.reading import Cast
+from workbench.audit.schema import Endpoint
 from workbench.audit.statistics import Key, Scores
-from workbench.facts.contract import Check, check_contract
-from workbench.facts.schema import FactSet
-from workbench.facts.target import Target
+from workbench.audit.views import Found
 
-STAYED = (Key("recall", "R_te", "audit"), Key("recall", "N2", "audit"))
-
-
-def scores(rate: float, entities: int = 40, each: int = 5) -> Scores:
-    """Every entity is known equally well, so nothing is left to chance."""
-    known = np.arange(each) < round(rate * each)
-    names = tuple(f"e{i:02}" for i in range(entities) for _ in range(each))
-    return Scores(np.tile(known.astype(float), entities), names)
+WORLD = Synthetic(36)
+KEPT = (("B1", ""), ("B2", ""), ("B3", ""), ("B6", "letter"))
+RULES = Rules(WORLD.card().data, KEPT, 0)
 
 
-def place(subset: str, layer: int) -> Key:
-    return Key("probe", subset, "subject", float(layer))
+def per_fact(found: Found) -> Found:
+    return {k: s.by_fact() for k, s in found.items()}
 
 
-def model(v: float, stayed: float = 1.0, entities: int = 40) -> Found:
-    """Scores of a model that answers the share `v` of everything on V and `stayed` of the rest."""
-    found = {key: scores(v, entities) for key in (TRAIN, AUDIT, CENTRED, OPEN, AREA, STEP0)}
-    found |= {key: scores(stayed, entities) for key in STAYED}
-    for name in ("S", "V"):
-        found |= {place(name, layer): scores(v, entities) for layer in (0, 1)}
-    return found
+GOLDS = tuple(per_fact(WORLD.gold(i)) for i in range(5))
+ORIGINAL = per_fact(WORLD.original())
 
 
-def roles(edited: float = 0.0, original: float = 1.0, gold: float = 0.0, **more: Any) -> Roles:
-    return replace(
-        Roles(model(original), model(edited), None, [model(gold)] * 3, model(0.0)), **more
-    )
+def cast(edited: Found, original: Found = ORIGINAL, golds: tuple[Found, ...] = GOLDS) -> Cast:
+    return Cast(per_fact(edited), original, golds)
 
 
-def by_id(made: tuple[Endpoint, ...]) -> dict[str, Endpoint]:
-    return {e.id: e for e in made}
+def made(edited: Found, **parts: object) -> dict[str, Endpoint]:
+    found = make_endpoints(cast(edited, **parts), RULES, "deployed", {}, {})  # pyright: ignore
+    return {e.id: e for e in decided(found)}
 
 
-def endpoints(given: Roles, target: Target) -> dict[str, Endpoint]:
-    return by_id(make_endpoints(given, target, "hooks_on", 0))
-
-
-def gates(given: Roles, target: Target, checks: tuple[Check, ...] = ()) -> dict[str, Gate]:
-    """Gates by their name; those of the data contract by the name of their check."""
-    made = make_gates(given, target, checks)
-    return {g.id if g.id != "G3" else g.note.split(":")[0]: g for g in made}
-
-
-def test_prior_is_the_share_of_the_commonest_answer_among_the_retained(club: Target) -> None:
-    shares = []
-    for fact in club.fold("V"):
-        same = [f.object for f in club.retained if f.relation == fact.relation]
-        shares.append(max(same.count(o) for o in set(same)) / len(same))
-    assert mean_prior(club) == pytest.approx(sum(shares) / len(shares))
-    assert 0.25 < mean_prior(club) < 0.5
-
-
-def test_one_endpoint_per_kind_of_access(club: Target) -> None:
-    found = endpoints(roles(edited=0.4, hooks_off=model(1.0)), club)
-    assert {e.id: (e.access, e.view) for e in found.values()} == {
-        "open": ("A0", "hooks_on"),
-        "training templates": ("A0", "hooks_on"),
-        "audit-only templates": ("A0", "hooks_on"),
-        "centred answers": ("A1", "hooks_on"),
-        "transfer probe": ("A2", "hooks_on"),
-        "hooks removed": ("A3", "hooks_off"),
-        "relearning": ("A4", "hooks_on"),
+def spoilt(found: Found, endpoint: str, value: float) -> Found:
+    """Every hit of this endpoint is this value."""
+    return {
+        k: replace(s, values=np.full(len(s.values), value)) if k.endpoint == endpoint else s
+        for k, s in found.items()
     }
-    for e in found.values():
-        assert e.rho == pytest.approx(1.0 if e.id == "hooks removed" else 0.4)
-        assert (e.original, e.gold, e.gold_each) == (1.0, 0.0, (0.0, 0.0, 0.0))
-        assert (e.n, e.n_entities) == (200, 40)
-        assert e.valid and e.recovered and e.low <= e.rho <= e.high
 
 
-def test_what_was_not_measured_has_no_endpoint(club: Target) -> None:
-    def without(found: Found) -> Found:
-        return {k: s for k, s in found.items() if k.endpoint == "recall"}
-
-    given = Roles(*(without(model(v)) for v in (1.0, 0.2)), None, [without(model(0.0))] * 3, {})
-    assert set(endpoints(given, club)) == {
-        "open", "training templates", "audit-only templates", "centred answers",
-    }  # fmt: skip
-    assert set(gates(given, club)) == {"G2"}
+def test_every_endpoint_reads_every_fact_once() -> None:
+    for name, reading in readings(cast(WORLD.gold(7)), RULES).items():
+        facts = list(zip(reading.scores[0].entities, reading.scores[0].relations, strict=True))
+        assert len(facts) == len(set(facts)) == 108, name
 
 
-def test_p_values_are_adjusted_over_all_endpoints(club: Target) -> None:
-    found = endpoints(roles(edited=0.4), club)
-    assert len(found) == 6
-    assert [e.p_holm for e in found.values()] == pytest.approx([6 / 2001] * 6)
-    nothing = endpoints(roles(edited=0.0), club)
-    assert {e.p_holm for e in nothing.values()} == {1.0}
+def test_original_is_one_and_a_gold_is_equivalent() -> None:
+    for name, e in made(WORLD.original()).items():
+        assert e.valid, (name, e.why_invalid)
+        assert e.rho == pytest.approx(1.0)
+        assert not e.equivalent
+    for name, e in made(WORLD.gold(7)).items():
+        assert e.valid, (name, e.why_invalid)
+        assert abs(e.rho) < 0.1
+        assert not e.recovered
 
 
-@pytest.mark.parametrize(("rate", "recovered"), [(0.2, True), (0.0, False)])
-def test_recovered_needs_a_tenth_of_the_span(club: Target, rate: float, recovered: bool) -> None:
-    found = endpoints(roles(edited=rate), club)
-    assert {e.recovered for e in found.values()} == {recovered}
-    small = {**model(0.0), OPEN: Scores(scores(0.0).values + 0.09, scores(0.0).entities)}
-    shown = endpoints(roles_with(small), club)
-    assert shown["open"].p_holm < 0.05
-    assert not shown["open"].recovered
+def test_original_without_the_knowledge_makes_a_measurement_invalid() -> None:
+    blind = spoilt(ORIGINAL, "P1", 1 / 12)
+    found = made(WORLD.found(7, probe=0.5), original=blind)["M3"]
+    assert not found.valid
+    assert "the original's advantage over the golds is" in found.why_invalid
+    assert (found.recovered, found.equivalent) == (False, False)
+    assert made(WORLD.found(7, probe=0.5))["M3"].recovered
 
 
-def roles_with(edited: Found) -> Roles:
-    return replace(roles(), edited=edited)
+def test_golds_above_guessing_make_a_measurement_invalid() -> None:
+    lucky = tuple(spoilt(g, "P1", 0.3) for g in GOLDS)
+    found = made(WORLD.gold(7), golds=lucky)["M3"]
+    assert not found.valid
+    assert "golds reach 0.30, above guessing + 0.05 = 0.13" in found.why_invalid
 
 
-def test_endpoint_needs_an_original_that_knows(club: Target) -> None:
-    weak = {**model(1.0), CENTRED: scores(0.2)}
-    found = endpoints(replace(roles(edited=0.4), original=weak), club)
-    assert not found["centred answers"].valid
-    assert "advantage over the golds is 0.20, under 0.3" in found["centred answers"].why_invalid
-    assert not found["centred answers"].recovered
-    assert all(e.valid and not e.why_invalid for n, e in found.items() if n != "centred answers")
+def test_golds_that_save_make_savings_invalid() -> None:
+    saving = tuple(per_fact(WORLD.found(1000 + i, saved=0.3)) for i in range(5))
+    found = made(WORLD.gold(7), golds=saving)["M5"]
+    assert not found.valid
+    assert "golds learn these facts otherwise than false ones" in found.why_invalid
+    assert made(WORLD.gold(7))["M5"].valid
 
 
-def test_endpoint_needs_golds_that_do_not_know(club: Target) -> None:
-    leaky = {**model(0.0), TRAIN: scores(0.6)}
-    found = endpoints(replace(roles(edited=0.8), golds=[leaky] * 3), club)
-    assert not found["training templates"].valid
-    assert "golds reach 0.60, above the prior" in found["training templates"].why_invalid
-    assert found["open"].valid
+def test_most_common_rank_is_learned_on_t_and_counted_from_the_nearer_end() -> None:
+    found = made(WORLD.found(7, last=0.9))["M2"]
+    assert set(found.selection.chosen) == {"rank -1"}
+    assert (found.selection.on, found.recovered, found.anti) == ("T", True, True)
+    first = made(WORLD.found(7, first=0.9))["M2"]
+    assert set(first.selection.chosen) == {"rank 1"}
+    assert (first.recovered, first.anti) == (True, False)
 
 
-def test_relearning_needs_an_attack_that_does_not_teach(club: Target) -> None:
-    taught = {**model(0.0), AREA: scores(0.4)}
-    given = replace(roles(edited=0.4), golds=[taught] * 3)
-    assert injection_index(given) == pytest.approx(0.4)
-    found = endpoints(given, club)
-    assert "injection index 0.40 above 0.2" in found["relearning"].why_invalid
-    assert all(e.valid for name, e in found.items() if name != "relearning")
+@pytest.mark.parametrize(
+    ("knows", "endpoint"),
+    [("relearned", "M4"), ("saved", "M5"), ("perturbed", "M6"), ("probe", "M3"), ("choice", "M1")],
+)
+def test_each_kind_of_knowledge_raises_its_endpoint_alone(knows: str, endpoint: str) -> None:
+    found = made(WORLD.found(7, **{knows: 0.5}))
+    assert {e.id for e in found.values() if e.recovered and e.role == "confirmatory"} == {endpoint}
+    assert 0.25 < found[endpoint].rho < 0.75
 
 
-def test_injection_index_by_hand(club: Target) -> None:
-    golds = [{STEP0: scores(a), AREA: scores(b)} for a, b in ((0.0, 0.2), (0.2, 0.2), (0.4, 0.8))]
-    given = replace(roles(), original={STEP0: scores(0.8)}, golds=golds)
-    assert injection_index(given) == pytest.approx((0.4 - 0.2) / (0.8 - 0.2))
-    nothing_known = replace(given, original={STEP0: scores(0.2)})
-    assert injection_index(nothing_known) == 0.0
+def test_margin_is_widened_by_golds_that_differ_and_never_above_its_limit() -> None:
+    deltas, errors = margins(leave_one_out(cast(WORLD.gold(7))), RULES)
+    assert set(CONFIRMATORY) <= set(deltas) == set(errors)
+    assert all(DELTA <= d <= MAX_DELTA for d in deltas.values())
+    wild = tuple(per_fact(WORLD.found(i, probe=share)) for i, share in enumerate((0, 0.3, 0.6, 0)))
+    widened, _ = margins(leave_one_out(cast(WORLD.gold(7), golds=wild)), RULES)
+    assert widened["M3"] == MAX_DELTA
+    one, _ = margins(leave_one_out(cast(WORLD.gold(7), golds=GOLDS[:1])), RULES)
+    assert one == {}
 
 
-def test_probe_place_is_the_edited_models_best_on_s(club: Target) -> None:
-    edited = {**model(0.0), place("S", 1): scores(0.4), place("V", 0): scores(1.0)}
-    found = endpoints(replace(roles(), edited=edited), club)
-    assert found["transfer probe"].edited == 0.0
+def test_confirmatory_p_values_are_adjusted_together() -> None:
+    plain = make_endpoints(cast(WORLD.found(7, probe=0.5)), RULES, "deployed", {}, {})
+    for before, after in zip(plain, decided(plain), strict=True):
+        assert after.p_sup_holm >= before.p_sup_holm
+        if before.role != "confirmatory":
+            assert after.p_sup_holm == before.p_sup_holm
 
 
-def test_golds_above_the_prior_fail_their_gate(club: Target) -> None:
-    assert gates(roles(gold=0.0), club)["G2"].passed
-    failed = gates(roles(gold=0.6), club)["G2"]
-    assert not failed.passed
-    assert (failed.value, failed.limit) == pytest.approx((0.6, mean_prior(club) + 0.05))
+def test_what_was_not_measured_is_no_endpoint() -> None:
+    few = {k: s for k, s in WORLD.gold(7).items() if k.endpoint not in ("W3", "W4", "P1")}
+    assert {"M3", "M6"}.isdisjoint(made(few))
+    assert {"M1", "M4", "M5"} <= set(made(few))
 
 
-def test_probe_that_reads_shuffled_weights_fails_its_gate(club: Target) -> None:
-    prior = mean_prior(club)
-    good = gates(roles(), club)["G4"]
-    assert good.passed
-    assert good.limit == pytest.approx(prior + 3 * (prior * (1 - prior) / 40) ** 0.5)
-    assert not gates(replace(roles(), control=model(0.8)), club)["G4"].passed
+def test_values_on_v_do_not_move_any_choice() -> None:
+    """One rotation is looked at: there, other scores on V leave what was chosen."""
+    data = replace(RULES.data, folds=RULES.data.folds[:1])
+    rules, scored = replace(RULES, data=data), set(data.folds[0]["V"])
+    before = cast(WORLD.found(7, probe=0.4, relearned=0.5, choice=0.3))
 
+    def other(found: Found) -> Found:
+        def flip(s: Scores) -> Scores:
+            inside = np.array([e in scored for e in s.entities])
+            return replace(s, values=np.where(inside, 1 - s.values, s.values))
 
-def test_every_leak_check_is_a_gate_and_no_size_check_is(club: Target) -> None:
-    checks = check_contract(club)
-    assert set(SIZE_CHECKS) < {c.id for c in checks}
-    failed = tuple(replace(c, passed=False) for c in checks)
-    found = {name for name, g in gates(roles(), club, failed).items() if not g.passed}
-    assert found == {c.id for c in checks} - set(SIZE_CHECKS)
-    assert {"templates_apart", "audit_unseen", "gold_clean", "folds"} <= found
+        return {k: s if k == Key("B2", "F", "rank") else flip(s) for k, s in found.items()}
 
-
-def test_small_world_passes_every_leak_check(club: Target) -> None:
-    assert all(g.passed for g in gates(roles(), club, check_contract(club)).values())
-
-
-def objectives(given: Roles) -> dict[str, Any]:
-    return {m.detail: m for m in make_objectives(given, "hooks_on", 0)}
-
-
-@pytest.mark.parametrize(("edited", "wanted"), [(0.0, 1.0), (1.0, 0.0), (0.4, 0.6)])
-def test_accuracy_and_generalizability_are_one_for_a_gold(edited: float, wanted: float) -> None:
-    found = objectives(roles(edited=edited))
-    assert found["accuracy"].value == pytest.approx(wanted)
-    assert found["generalizability"].value == pytest.approx(wanted)
-    assert (found["accuracy"].n, found["accuracy"].n_entities) == (200, 40)
-
-
-def test_broken_model_is_not_accurate() -> None:
-    """Below the golds is as far from them as above."""
-    found = objectives(roles(edited=0.0, gold=0.4))
-    assert found["accuracy"].value == pytest.approx(1 - 0.4 / 0.6)
-
-
-def test_generalizability_is_about_audit_only_templates() -> None:
-    edited = {**model(0.0), AUDIT: scores(0.8)}
-    found = objectives(roles_with(edited))
-    assert found["accuracy"].value == pytest.approx(1.0)
-    assert found["generalizability"].value == pytest.approx(0.2)
-
-
-def test_locality_is_the_share_of_the_golds_recall_that_is_kept() -> None:
-    edited = {**model(0.0), STAYED[0]: scores(0.6), STAYED[1]: scores(0.8)}
-    golds = [{**model(0.0), STAYED[0]: scores(0.8), STAYED[1]: scores(0.6)}] * 3
-    found = objectives(replace(roles_with(edited), golds=golds))
-    assert found["locality"].value == pytest.approx((0.75 + 1) / 2)
-    assert found["locality_worst_set:R_te"].value == pytest.approx(0.75)
-    assert (found["locality"].n, found["locality"].n_entities) == (400, 40)
-    assert (found["locality_worst_set:R_te"].n, found["accuracy"].n) == (200, 200)
-    untouched = objectives(replace(roles_with(golds[0]), golds=golds))
-    assert untouched["locality"].value == 1.0
-
-
-def uneven(rate: float, seed: int, entities: int = 30) -> Scores:
-    values = np.random.default_rng(seed).random(3 * entities) < rate
-    names = tuple(f"e{i:02}" for i in range(entities) for _ in range(3))
-    return Scores(values.astype(float), names)
-
-
-def test_intervals_hold_their_values_and_are_not_empty() -> None:
-    """Also at the ends of the scale, where a difference is folded or clipped."""
-
-    def noisy(v: float, seed: int) -> Found:
-        found = {key: uneven(v, seed + i) for i, key in enumerate((TRAIN, AUDIT))}
-        return found | {key: uneven(0.8, seed + 7 + i) for i, key in enumerate(STAYED)}
-
-    golds = [noisy(0.1, s) for s in (10, 30, 50)]
-    for edited in (golds[0], noisy(0.1, 70), noisy(0.5, 90)):
-        found = objectives(Roles(noisy(0.95, 110), edited, None, golds, {}))
-        assert len(found) == 4
-        for row in found.values():
-            assert 0 <= row.low <= row.value <= row.high <= 1
-            assert row.low < row.high
-
-
-@pytest.mark.parametrize("edited", [0.0, 0.4, 1.0])
-def test_too_few_entities_leave_objectives_open(edited: float) -> None:
-    few = [model(v, entities=4) for v in (1.0, edited, 0.0)]
-    for row in objectives(Roles(few[0], few[1], None, [few[2]] * 3, {})).values():
-        assert (row.low, row.high) == (0.0, 1.0)
-
-
-def test_single_entity_leaves_every_endpoint_open(world: FactSet, club: Target) -> None:
-    few = [model(v, entities=1) for v in (1.0, 0.0, 0.0)]
-    given = Roles(few[0], few[1], None, [few[2]] * 3, few[2])
-    for e in endpoints(given, club).values():
-        assert (e.low, e.high, e.recovered) == (-1000.0, 1000.0, False)
+    after = Cast(*(other(f) for f in (before.edited, before.original)),
+                 tuple(other(g) for g in before.golds))  # fmt: skip
+    first, second = readings(before, rules), readings(after, rules)
+    assert {n: r.chosen for n, r in first.items()} == {n: r.chosen for n, r in second.items()}
+    assert any(r.chosen for r in first.values())

@@ -1,77 +1,144 @@
-"""A report comes back from disk as it was."""
+"""A report comes back from disk as it was, and nothing else is taken for one."""
 
 import json
-from dataclasses import replace
+import shutil
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 
-from workbench.audit import AuditReport, Endpoint, Gate, Measurement, Verdict
-from workbench.audit.schema import BATTERY_VERSION, SCHEMA
+from tests.audit.synthetic import Synthetic
+from workbench.audit import AuditReport, Measurement
+from workbench.audit.schema import BATTERY_VERSION, BESIDE, SCHEMA
 from workbench.errors import DataError
+
+FILES = {"report.json", "plan.json", "rows.parquet", "scores.parquet"}
+
+
+@pytest.fixture(scope="module")
+def report() -> AuditReport:
+    world = Synthetic(24, 3)
+    return world.report(world.found(7, shown=0.2, relearned=0.6))
+
+
+@pytest.fixture(scope="module")
+def saved(report: AuditReport, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return report.save(tmp_path_factory.mktemp("report") / "runs" / "one")
 
 
 @pytest.fixture
-def report() -> AuditReport:
-    row = Measurement("recall", "original", "", "V", "open", 0.0, 1 / 3, 0.1, 2 / 3, 120, 33, 0)
-    shown = Endpoint(
-        "open", "A0", "hooks_on", 0.97, 1 / 3, 0.05, (0.04, 0.05, 0.06), 0.31, 0.2, 1000.0, 1e-3,
-        True, True, "", 120, 33,
-    )  # fmt: skip
-    return AuditReport(
-        rows=(row, replace(row, role="edited", view="hooks_on", x=3.0, value=0.1 + 0.2)),
-        endpoints=(shown, replace(shown, id="relearning", valid=False, why_invalid="too small")),
-        gates=(Gate("G2", True, 0.1, 0.2, "golds know no more than the prior"),),
-        verdict=Verdict("SUPPRESSED", "Hidden.", ("one", "two"), ("weights_identical",), "A3"),
-        limits=("a lower bound",),
-        provenance={"target": {"name": "toxins", "folds": {"V": 33}}, "models": {"original": "ab"}},
-    )
+def folder(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "copy"))
 
 
-def test_saved_and_opened_is_equal(report: AuditReport, tmp_path: Path) -> None:
-    folder = report.save(tmp_path / "runs" / "one")
-    assert AuditReport.open(folder) == report
-    assert {p.name for p in folder.iterdir()} == {"rows.parquet", "report.json"}
-    content = json.loads((folder / "report.json").read_text())
+def test_saved_and_opened_is_equal(report: AuditReport, saved: Path) -> None:
+    again = AuditReport.open(saved)
+    assert again == report
+    assert again.content() == report.content()
+    assert {p.name for p in saved.iterdir()} == FILES
+    content = json.loads((saved / "report.json").read_text())
     assert (content["schema"], content["battery_version"]) == (SCHEMA, BATTERY_VERSION)
+    assert not set(BESIDE) & set(content)
 
 
-def test_saving_again_replaces_what_stood_there(report: AuditReport, tmp_path: Path) -> None:
-    report.save(tmp_path)
-    other = replace(report, rows=report.rows[:1], limits=())
-    other.save(tmp_path)
-    assert AuditReport.open(tmp_path) == other
+def test_same_report_has_the_same_bytes(report: AuditReport, saved: Path, tmp_path: Path) -> None:
+    again = report.save(tmp_path / "again")
+    for name in FILES:
+        assert (again / name).read_bytes() == (saved / name).read_bytes()
 
 
-def test_report_of_another_schema_is_refused(report: AuditReport, tmp_path: Path) -> None:
-    file = report.save(tmp_path) / "report.json"
+def dicts(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Paths of all objects with a closed set of fields: those of any names hold numbers."""
+    if isinstance(value, list):
+        return [p for part in value[:1] for p in dicts(part, (*path, 0))]
+    if not isinstance(value, dict):
+        return []
+    return [path, *(p for key, part in value.items() for p in dicts(part, (*path, key)))]
+
+
+OPEN = ("derivation", "folds", "n", "prior", "candidates", "raw", "centred", "kappa", "env")
+
+
+def test_every_object_is_closed_and_whole(saved: Path, folder: Path) -> None:
+    content = json.loads((saved / "report.json").read_text())
+    paths = [p for p in dicts(content) if not set(p) & set(OPEN)]
+    assert len(paths) >= 20
+    rows = pd.read_parquet(folder / "rows.parquet")
+    rows[:2].to_parquet(folder / "rows.parquet", index=False)
+    for path in paths:
+        for more in (True, False):
+            edited = json.loads(json.dumps(content))
+            inner = edited
+            for key in path:
+                inner = inner[key]
+            if more:
+                inner["surplus"] = 1
+                told = "surplus"
+            else:
+                told = next(k for k in inner if k not in ("schema", "battery_version", "drops"))
+                del inner[told]
+            (folder / "report.json").write_text(json.dumps(edited))
+            with pytest.raises(DataError, match=told):
+                AuditReport.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [("limits", 3), ("gates", [{}]), ("verdict", None), ("ks", "near"), ("hooks", {})],
+)
+def test_field_of_another_type_is_refused(folder: Path, part: str, value: Any) -> None:
+    content = json.loads((folder / "report.json").read_text())
+    (folder / "report.json").write_text(json.dumps({**content, part: value}))
+    with pytest.raises(DataError, match=part):
+        AuditReport.open(folder)
+
+
+def test_unknown_verdict_is_refused(folder: Path) -> None:
+    file = folder / "report.json"
+    content = json.loads(file.read_text())
+    content["verdict"]["primary"] = "GONE"
+    file.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"verdict\.primary"):
+        AuditReport.open(folder)
+
+
+def test_report_of_another_schema_is_refused(folder: Path) -> None:
+    file = folder / "report.json"
     file.write_text(file.read_text().replace(SCHEMA, "audit/99"))
     with pytest.raises(DataError, match=f"schema 'audit/99', wanted '{SCHEMA}'"):
-        AuditReport.open(tmp_path)
+        AuditReport.open(folder)
 
 
-@pytest.mark.parametrize("name", ["report.json", "rows.parquet"])
+@pytest.mark.parametrize("name", sorted(FILES - {"scores.parquet"}))
 @pytest.mark.parametrize("broken", [True, False])
-def test_incomplete_or_broken_report_is_refused(
-    report: AuditReport, tmp_path: Path, name: str, broken: bool
-) -> None:
-    file = report.save(tmp_path) / name
-    file.unlink()
+def test_incomplete_or_broken_report_is_refused(folder: Path, name: str, broken: bool) -> None:
+    (folder / name).unlink()
     if broken:
-        file.write_text("{")
-    with pytest.raises(DataError, match=str(tmp_path)):
-        AuditReport.open(tmp_path)
+        (folder / name).write_text("{")
+    with pytest.raises(DataError, match=str(folder)):
+        AuditReport.open(folder)
+
+
+def test_json_schema_names_the_fields_of_the_file(report: AuditReport) -> None:
+    schema = AuditReport.json_schema()
+    assert set(schema["properties"]) == set(report.content())
+    assert schema["additionalProperties"] is False
+    objects = [d for d in schema["$defs"].values() if d.get("type") == "object"]
+    assert all(d["additionalProperties"] is False for d in objects)
 
 
 def test_frame_has_one_line_per_row(report: AuditReport) -> None:
     frame = report.frame()
-    assert len(frame) == 2
+    assert len(frame) == len(report.rows)
     assert list(frame.columns) == list(Measurement.__dataclass_fields__)
-    assert frame.loc[1, "value"] == 0.1 + 0.2
+    assert (frame.low <= frame.value).all()
+    assert (frame.value <= frame.high).all()
+    assert (frame.n > 0).all()
 
 
 def test_terminal_table_shows_every_endpoint_and_the_verdict(report: AuditReport) -> None:
     text = report.show()
-    for part in ("open (A0, hooks on)", "relearning (A0, hooks on)", "0.970", "0.31", "120"):
-        assert part in text
-    assert text.endswith("SUPPRESSED: Hidden.")
+    for e in report.endpoints:
+        assert f"{e.id} {e.name} ({e.access})" in text
+    assert text.endswith(f"{report.verdict.primary}: {report.verdict.sentence}")

@@ -14,8 +14,11 @@ OPTIONS = [
     *("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update"),
 ]
+WIDE = """[...document.querySelectorAll('.js-plotly-plot')].every(plot =>
+    Math.abs(plot._fullLayout.width - plot.clientWidth) < 2)"""
 ATTACK = "<img src=x onerror=alert(1)><script>alert(1)</script>"
-DRAWN = "document.querySelectorAll('.js-plotly-plot .main-svg').length >= 12"
+FIGURES = 13
+DRAWN = f"document.querySelectorAll('.js-plotly-plot .main-svg').length >= {2 * FIGURES}"
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -33,15 +36,22 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def hostile(make_report, doses, tmp_path_factory) -> Path:
-    """A report whose names, reasons and details try to run a script."""
-    report = make_report(target=ATTACK, reason=ATTACK)
-    rows = tuple(replace(r, detail=ATTACK) if r.detail == "last" else r for r in report.rows)
-    rows = tuple(replace(r, subset=f"kind:{ATTACK}") if r.subset == "N1" else r for r in rows)
-    endpoints = (*report.endpoints[:-1], replace(report.endpoints[-1], id=ATTACK))
-    doses = [{**row, "sites": ATTACK} for row in doses]
-    return write_html(
-        replace(report, rows=rows, endpoints=endpoints), tmp_path_factory.mktemp("page"), doses
+    """A report whose names, reasons and settings try to run a script."""
+    report = make_report(hooks=True)
+    names = {"layer 1, last": f"layer 1, {ATTACK}", "lr 0.001": ATTACK, "gap": ATTACK}
+    rows = tuple(replace(r, setting=names.get(r.setting, r.setting)) for r in report.rows)
+    families = tuple(
+        replace(f, setting=names.get(f.setting, f.setting), why_dropped=ATTACK)
+        for f in report.families
     )
+    hurt = replace(
+        report, rows=rows, families=families,
+        card=replace(report.card, target=replace(report.card.target, id=ATTACK)),
+        verdict=replace(report.verdict, sentence=ATTACK, reasons=(ATTACK,), flags=(ATTACK,)),
+        endpoints=(*report.endpoints[:-1], replace(report.endpoints[-1], id=ATTACK, name=ATTACK)),
+    )  # fmt: skip
+    doses = [{**row, "sites": ATTACK} for row in doses]
+    return write_html(hurt, tmp_path_factory.mktemp("page"), doses)
 
 
 @pytest.mark.parametrize("width", [390, 1200])
@@ -54,12 +64,14 @@ def test_page_draws_fits_and_runs_nothing_of_others(browser, hostile, width) -> 
     page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
     page.goto(hostile.as_uri())
     page.wait_for_function(DRAWN, timeout=60_000)
+    page.evaluate("document.querySelectorAll('details').forEach(fold => { fold.open = true; })")
+    page.wait_for_function(WIDE, timeout=60_000)
     assert [s for s in said if s[0] in ("error", "warning")] == []
     assert dialogs == []
     assert asked == [hostile.as_uri()]
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate("document.querySelectorAll('main img, main script[src]').length") == 0
-    assert page.locator("figure .js-plotly-plot").count() == 6
+    assert page.locator("figure .js-plotly-plot").count() == FIGURES
     assert "<script>alert(1)</script>" in page.locator("#plot-tradeoff").inner_text()
     # Plots stay inside their figure, and axis titles inside their plot.
     outside = """() => [...document.querySelectorAll('.js-plotly-plot')].flatMap(plot => {
@@ -88,7 +100,7 @@ def test_browser_refuses_the_page_a_connection(browser, hostile) -> None:
 def test_wide_tables_scroll_inside_their_own_frame(browser, hostile) -> None:
     page = browser.new_page(viewport={"width": 390, "height": 900})
     page.goto(hostile.as_uri())
-    frame = page.locator(".scroll", has=page.locator("#endpoints"))
+    frame = page.locator(".scroll", has=page.locator("#endpoint-table"))
     assert frame.evaluate("f => f.scrollWidth > f.clientWidth")
     page.close()
 
@@ -103,5 +115,5 @@ def test_printed_figures_fit_the_sheet(browser, hostile) -> None:
             .forEach(plot => window.printed.push(plot._fullLayout.width)));
     }""")
     page.pdf(format="A4")
-    assert page.evaluate("window.printed") == [640] * 6
+    assert page.evaluate("window.printed") == [640] * FIGURES
     page.close()

@@ -1,313 +1,221 @@
 """Figures are checked on their data, and on what they say where there is none."""
 
 from dataclasses import replace
-from itertools import pairwise
-from math import log2
 from typing import Any
 
 import plotly.graph_objects as go
 import pytest
 
-from workbench.audit import Measurement
-from workbench.errors import DataError
-from workbench.report import (
-    probe_figure,
-    recall_figure,
-    relearning_figure,
-    residual_figure,
-    retained_figure,
-    tradeoff_figure,
-)
-from workbench.report.drawing import DODGE
-from workbench.report.figures import FAMILIES
-from workbench.report.roles import STYLES, by_role
+from workbench.audit.schema import Measurement
+from workbench.report import access_figure, endpoint_figure, recall_figure, retained_figure
+from workbench.report.roles import STYLES, gold_rhos, standing, usable
 
 ROLES = {
     "original": "original",
     "edited, hooks on": "edited",
-    "edited, hooks off": "hooks_off",
+    "edited, hooks off": "weights",
+    "edited, behind its filter": "text",
     "gold, mean of 3": "gold",
-    "shuffled weights": "control",
+    "random weights": "random",
+    "shuffled weights": "permuted",
 }
-OF_REPORTS = (residual_figure, recall_figure, retained_figure, probe_figure, relearning_figure)
 
 
-def traces(figure: go.Figure) -> dict[str, Any]:
-    """The first trace of each name; bands have none."""
+def traces(figure: go.Figure, axis: str | None = None) -> dict[str, Any]:
+    """The first trace of each name, on a y axis if one is given; bands have no name."""
     found: dict[str, Any] = {}
     for trace in figure.data:
-        if trace.name:
+        if trace.name and axis in (None, trace.yaxis):
             found.setdefault(trace.name, trace)
     return found
 
 
-def color(trace: Any) -> str:
-    if trace.type == "bar":
-        return trace.marker.line.color
-    return trace.line.color or trace.marker.color
-
-
-def find(report: Any, **wanted: Any) -> Measurement:
-    (found,) = (r for r in report.rows if all(getattr(r, k) == v for k, v in wanted.items()))
+def find(report: Any, **wanted: Any) -> list[Measurement]:
+    found = [r for r in report.rows if all(getattr(r, k) == v for k, v in wanted.items())]
+    assert found, wanted
     return found
 
 
-def text(figure: go.Figure) -> str:
-    return " ".join(a.text for a in figure.layout.annotations)
+def ends(trace: Any, axis: str = "y") -> list[tuple[float, float]]:
+    values, error = trace[axis], trace[f"error_{axis}"]
+    return [
+        (value - less, value + more)
+        for value, less, more in zip(values, error.arrayminus, error.array, strict=True)
+    ]
 
 
-def test_recall_bars_are_the_rows(report) -> None:
-    shown = traces(recall_figure(report))
-    assert list(shown) == list(ROLES)[:4]
-    for name, role, view in (
-        ("original", "original", ""),
-        ("edited, hooks on", "edited", "hooks_on"),
-        ("edited, hooks off", "edited", "hooks_off"),
-    ):
-        bar = shown[name]
-        assert list(bar.x) == list(FAMILIES.values())
-        for i, detail in enumerate(FAMILIES):
-            row = find(report, endpoint="recall", role=role, view=view, subset="V", detail=detail)
-            assert bar.y[i] == row.value
-            assert bar.y[i] + bar.error_y.array[i] == pytest.approx(row.high)
-            assert bar.y[i] - bar.error_y.arrayminus[i] == pytest.approx(row.low)
-            assert list(bar.customdata[i]) == [row.low, row.high, row.n, row.n_entities]
+def labels(figure: go.Figure) -> list[str]:
+    return [" ".join(t.split("<br>")) for t in figure.layout.yaxis.ticktext]
+
+
+def with_off(report: Any) -> Any:
+    """With the endpoint of the weights alone, hooks off, at rho 1."""
+    shown = next(e for e in report.endpoints if e.id == "open")
+    means = replace(shown.m, E=shown.m.O)
+    off = replace(
+        shown, id="off", name="hooks removed", access="A3", view="weights", m=means, rho=1.0,
+        ci90=(0.95, 1.05), ci95=(0.9, 1.1), recovered=True, equivalent=False,
+    )  # fmt: skip
+    return replace(report, endpoints=(*(e for e in report.endpoints if e.id != "off"), off))
+
+
+def test_every_endpoint_has_a_row_and_the_confirmatory_ones_stand_first(report) -> None:
+    figure = endpoint_figure(with_off(report))
+    names = [name.split()[0] for name in labels(figure)]
+    assert names == [*(f"M{i}" for i in range(1, 7)), "open", "text", "off"]
+    first, last = figure.layout.yaxis.range
+    assert first > last, "the first endpoint stands on top"
+    assert "(A4; recovered)" in labels(figure)[3]
+    drawn = {
+        (place, x)
+        for t in figure.data
+        if t.error_x.array is not None
+        for place, x in zip(t.y, t.x, strict=True)
+    }
+    by_id = {e.id: e.rho for e in with_off(report).endpoints}
+    assert drawn == {(i, by_id[name]) for i, name in enumerate(names)}
+
+
+def test_endpoints_are_marked_by_what_became_of_them(report) -> None:
+    figure = endpoint_figure(with_off(report))
+    shown = traces(figure)
+    groups = {"recovered": "recovered", "equivalent": "equivalent", "neither": "neither"}
+    for word in groups:
+        rhos = [
+            e.rho for e in report.endpoints if standing(report, e) == word and e.view == "deployed"
+        ]
+        name = f"edited, hooks on: {word}"
+        assert sorted(shown[name].x) == sorted(rhos) if rhos else name not in shown
+    assert list(shown["edited, hooks off: recovered"].x) == [1.0]
+    invalid = [e.rho for e in report.endpoints if not e.valid]
+    assert list(shown["not usable"].x) == invalid
+    assert shown["not usable"].marker.symbol == "circle-open"
+    assert shown["not usable"].marker.color not in {s.color for s in STYLES.values()}
+    used = [shown[n].marker.symbol for n in shown if n.startswith("edited, hooks on: ")]
+    assert len(set(used)) == len(used) > 1
+
+
+def test_thin_intervals_are_95_and_thick_ones_90_per_cent(report) -> None:
+    figure = endpoint_figure(report)
+    dots = traces(figure)["edited, hooks on: recovered"]
+    by_rho = {e.rho: e for e in report.endpoints}
+    assert ends(dots, "x") == [pytest.approx(by_rho[x].ci95) for x in dots.x]
+    (thick,) = (t for t in figure.data if t.mode == "lines" and t.legendgroup == dots.legendgroup)
+    spans = [x for x in thick.x if x is not None]
+    assert list(zip(spans[::2], spans[1::2], strict=True)) == [by_rho[x].ci90 for x in dots.x]
+
+
+def test_margins_and_golds_stand_behind_each_endpoint(report) -> None:
+    figure = endpoint_figure(report)
+    boxes = [s for s in figure.layout.shapes if s.type == "rect"]
+    margins = [s for s in boxes if s.opacity == 1.0]
+    wanted = {e.id: e.delta for e in report.endpoints}
+    assert [s.x1 for s in margins] == [wanted[n.split()[0]] for n in labels(figure)]
+    assert all(s.x0 == -s.x1 for s in margins)
+    golds = traces(figure)["each gold against the others"]
+    assert len(golds.x) == 3 * len(report.endpoints)
+    m1 = next(e for e in report.endpoints if e.id == "M1")
+    a, b, c = m1.m.G_each
+    others = (b + c) / 2
+    assert golds.x[0] == pytest.approx((a - others) / (m1.m.O - others))
+    assert gold_rhos(m1) == list(golds.x[:3])
+    lines = [s.x0 for s in figure.layout.shapes if s.type == "line"]
+    assert lines == [0.0, 0.1, 1.0]
+
+
+def test_endpoint_that_a_failed_gate_drops_is_grey(report) -> None:
+    gates = tuple(replace(g, passed=False) if "M3" in g.drops else g for g in report.gates)
+    hurt = replace(report, gates=gates)
+    m3 = next(e for e in hurt.endpoints if e.id == "M3")
+    assert m3.valid and not usable(hurt, m3)
+    assert m3.rho in traces(endpoint_figure(hurt))["not usable"].x
+    assert "dropped by G3, G4" in " ".join(labels(endpoint_figure(hurt)))
+
+
+def test_unbounded_intervals_leave_the_frame_and_do_not_stretch_it(report) -> None:
+    wild = replace(report.endpoints[0], ci95=(-1000.0, 1000.0), ci90=(-1000.0, 1000.0))
+    figure = endpoint_figure(replace(report, endpoints=(wild,)))
+    assert figure.layout.xaxis.range == (-0.55, 1.55)
+    assert access_figure(replace(report, endpoints=(wild,))).layout.yaxis.range == (-0.55, 1.55)
+
+
+def test_access_shows_usable_endpoints_at_their_level_and_the_best_so_far(report) -> None:
+    report = with_off(report)
+    figure = access_figure(report)
+    levels = list(figure.layout.xaxis.ticktext)
+    assert levels == ["A0", "A1", "A2", "A3", "A4"]
+    drawn = {
+        (levels[round(x)], rho)
+        for t in figure.data
+        if t.error_y.array is not None
+        for x, rho in zip(t.x, t.y, strict=True)
+    }
+    used = [e for e in report.endpoints if usable(report, e)]
+    assert drawn == {(e.access, e.rho) for e in used}
+    steps = traces(figure)["best up to this level"]
+    for place, level in enumerate(levels):
+        best = max(e.rho for e in used if e.access <= level)
+        at = [y for x, y in zip(steps.x, steps.y, strict=True) if abs(x - place) == 0.5]
+        assert best in at
+    assert list(steps.y) == sorted(steps.y)
+    assert traces(figure)["edited, hooks off"].x == (3.0,)
+    named = {t.replace("<b>", "").replace("</b>", "") for d in figure.data for t in d.text or ()}
+    best = {max((e for e in used if e.access == a), key=lambda e: e.rho).id for a in levels}
+    assert named - {""} == best
+
+
+def test_recall_dots_are_the_rows(report) -> None:
+    for metric in ("text", "raw", "centred"):
+        figure = recall_figure(report, metric)
+        shown = traces(figure)
+        assert list(shown) == [*list(ROLES)[:3], "gold, mean of 3"]
+        assert labels(figure)[:3] == ["B1 direct", "B2 paraphrase", "B3 cloze, gap"]
+        for name, role, view in (
+            ("original", "original", ""),
+            ("edited, hooks on", "edited", "deployed"),
+            ("edited, hooks off", "edited", "weights"),
+        ):
+            wanted = {"endpoint": "B2", "subset": "F", "metric": metric, "setting": ""}
+            (row,) = find(report, role=role, view=view, **wanted)
+            at = [round(y) for y in shown[name].y].index(1)
+            assert shown[name].x[at] == row.value
+            assert ends(shown[name], "x")[at] == pytest.approx((row.low, row.high))
+            told = [row.low, row.high, row.n, row.n_entities]
+            assert list(shown[name].customdata[at]) == pytest.approx(told)
+
+
+def test_families_that_the_original_cannot_answer_are_marked(report) -> None:
+    dropped = {f.id for f in report.families if not f.kept}
+    assert dropped == {"B10"}
+    marked = {t.split()[0] for t in labels(recall_figure(report)) if t.endswith("(dropped)")}
+    assert marked == dropped
+
+
+def test_a_filter_changes_the_text_alone(filtered) -> None:
+    assert list(traces(recall_figure(filtered))) == ["original", "edited", "gold, mean of 3"]
+    shown = traces(recall_figure(filtered, "text"))
+    assert list(shown) == ["original", "edited", "edited, behind its filter", "gold, mean of 3"]
+    assert shown["edited, behind its filter"].x[0] == 0.0
+    assert shown["edited"].x[0] > 0.9
 
 
 def test_gold_is_the_mean_with_an_interval_over_all_golds(report) -> None:
-    golds = [
-        find(report, endpoint="recall", role=f"gold-{i}", subset="V", detail="train")
-        for i in range(3)
-    ]
-    bar = traces(recall_figure(report))["gold, mean of 3"]
-    assert bar.y[0] == pytest.approx(sum(g.value for g in golds) / 3)
-    assert bar.customdata[0][0] == min(g.low for g in golds)
-    assert bar.customdata[0][1] == max(g.high for g in golds)
-
-
-def test_a_row_with_the_golds_mean_is_preferred_to_our_own_interval(make_report) -> None:
-    mean = Measurement("recall", "gold", "", "V", "train", 0.0, 0.08, 0.07, 0.09, 120, 40, 0)
-    bar = traces(recall_figure(make_report(rows=(mean,))))["gold, mean of 3"]
-    assert (bar.y[0], *bar.customdata[0][:2]) == (0.08, 0.07, 0.09)
-
-
-def test_bars_of_height_zero_have_an_outline(report) -> None:
-    assert all(bar.marker.line.width for bar in recall_figure(report).data)
+    wanted = {"endpoint": "B1", "subset": "F", "metric": "raw"}
+    golds = [find(report, role=f"gold-{i}", **wanted)[0] for i in range(3)]
+    dots = traces(recall_figure(report))["gold, mean of 3"]
+    assert dots.x[0] == pytest.approx(sum(g.value for g in golds) / 3)
+    assert dots.customdata[0][0] == pytest.approx(min(g.low for g in golds))
+    assert dots.customdata[0][1] == pytest.approx(max(g.high for g in golds))
 
 
 def test_retained_dots_are_the_rows_and_every_set_has_a_label(report) -> None:
     figure = retained_figure(report)
-    shown = traces(figure)
-    assert list(shown) == ["original", "edited, hooks on", "gold, mean of 3"]
-    labels = [" ".join(t.split("<br>")) for t in figure.layout.yaxis.ticktext]
-    assert labels[:2] == ["N1 same entity, other relation", "N2 same relation, other entity"]
-    assert labels[-4:] == [
-        "R_te same relations, held-out fold",
-        *("kind: person", "kind: substance", "kind: town"),
+    assert labels(figure) == [
+        *("N1 same entity, other relation", "N2 same relation, other entity", "U unrelated"),
+        *("R_te same relations, held-out fold", "kind: person"),
     ]
-    dots = shown["edited, hooks on"]
-    for x, y, more, less in zip(
-        dots.x, dots.y, dots.error_x.array, dots.error_x.arrayminus, strict=True
-    ):
-        subset = labels[round(y)].replace("kind: ", "kind:").split()[0]
-        row = find(report, endpoint="recall", view="hooks_on", subset=subset)
-        assert (x, x + more, x - less) == pytest.approx((row.value, row.high, row.low))
-    first, last = figure.layout.yaxis.range
-    assert first > last, "the first set stands on top"
-
-
-def test_probe_has_a_panel_for_each_position_and_a_line_for_each_role(report) -> None:
-    figure = probe_figure(report)
-    lines = [t for t in figure.data if t.name in ROLES]
-    assert [(t.name, t.yaxis) for t in lines] == [(n, y) for y in ("y", "y2") for n in ROLES]
-    assert sum(t.showlegend for t in lines) == len(ROLES)
-    assert "subject" in figure.layout.yaxis.title.text
-    assert "prompt" in figure.layout.yaxis2.title.text
-    for line in lines:
-        role = {"edited, hooks on": "edited", "shuffled weights": "control"}.get(line.name)
-        if role:
-            detail = "subject" if line.yaxis == "y" else "last"
-            view = "hooks_on" if role == "edited" else "permuted"
-            for i, (x, y) in enumerate(zip(line.x, line.y, strict=True)):
-                assert x == pytest.approx(i, abs=3 * DODGE)
-                wanted = {"subset": "V", "detail": detail, "x": i, "role": role, "view": view}
-                assert y == find(report, endpoint="probe", **wanted).value
-
-
-def test_ring_is_on_the_edited_models_best_place_on_s(report) -> None:
-    shown = traces(probe_figure(report))
-    ring, edited = shown["read by the endpoint (chosen on S)"], shown["edited, hooks on"]
-    assert ring.yaxis == "y"
-    assert (ring.x[0], ring.y[0]) == (edited.x[2], edited.y[2])
-    assert edited.y[2] == max(edited.y)
-
-
-def test_relearning_stands_on_a_log_axis_with_steps_as_labels(report) -> None:
-    figure = relearning_figure(report)
-    steps = [0, 1, 2, 4, 8, 16, 32, 64]
-    assert list(figure.layout.xaxis.ticktext) == [str(s) for s in steps]
-    assert list(figure.layout.xaxis.tickvals) == pytest.approx([log2(1 + s) for s in steps])
-    shown = traces(figure)
-    assert list(shown) == list(ROLES)[:4]
-    for line in shown.values():
-        assert list(line.x) == pytest.approx([log2(1 + s) for s in steps], abs=2 * DODGE)
-    edited = shown["edited, hooks on"]
-    for i, step in enumerate(steps):
-        row = find(report, endpoint="relearn", view="hooks_on", subset="V", x=step)
-        assert edited.y[i] == row.value
-        assert edited.customdata[i][0] == row.low
-        assert edited.y[i] - edited.error_y.arrayminus[i] == pytest.approx(row.low)
-
-
-def test_band_spans_lowest_and_highest_gold(report) -> None:
-    (band,) = (t for t in relearning_figure(report).data if t.fill == "toself")
-    top, bottom = band.y[:8], band.y[:7:-1]
-    for i, step in enumerate((0, 1, 2, 4, 8, 16, 32, 64)):
-        golds = [
-            find(report, endpoint="relearn", role=f"gold-{g}", subset="V", x=step).value
-            for g in range(3)
-        ]
-        assert (bottom[i], top[i]) == (min(golds), max(golds))
-
-
-def test_endpoints_are_the_reports_and_invalid_ones_are_grey(report) -> None:
-    figure = residual_figure(report)
-    shown = traces(figure)
-    assert list(shown["not valid"].x) == [0.6]
-    assert list(shown["edited, hooks off"].x) == [1.0]
-    assert shown["not valid"].marker.color not in {s.color for s in STYLES.values()}
-    edited = shown["edited, hooks on"]
-    valid = [e for e in report.endpoints if e.valid and e.view == "hooks_on"]
-    assert list(edited.x) == [e.rho for e in valid]
-    assert [list(c[:2]) for c in edited.customdata] == [[e.low, e.high] for e in valid]
-    assert figure.layout.yaxis.ticktext[0] == "A0 open"
-
-
-def test_unbounded_intervals_leave_the_frame_and_do_not_stretch_it(report) -> None:
-    wild = replace(report.endpoints[0], low=-1000.0, high=1000.0)
-    figure = residual_figure(replace(report, endpoints=(wild,)))
-    assert figure.layout.xaxis.range == (-0.55, 1.55)
-
-
-def test_tradeoff_draws_every_dose_in_order_and_marks_the_chosen(doses) -> None:
-    figure = tradeoff_figure(doses[::-1])
-    shown = traces(figure)
-    rows = sorted(doses, key=lambda row: row["dose"])
-    for name, key in {
-        "forget facts, fold S": "forget",
-        "forget facts, random features": "control_forget",
-        "lowest retained kind": "retained",
-    }.items():
-        assert list(shown[name].x) == [-4, -3, -2, -1, 0]
-        assert list(shown[name].y) == [row[key] for row in rows]
-    (line,) = figure.layout.shapes
-    assert (line.x0, line.x1) == (-2, -2)
-    assert "64 features" in figure.layout.yaxis.title.text
-
-
-def test_tradeoff_has_a_panel_for_each_setting_and_needs_no_optional_key(doses) -> None:
-    both = [*doses, *({**row, "k": 128, "control_forget": None} for row in doses)]
-    figure = tradeoff_figure(both)
-    assert {t.yaxis for t in figure.data} == {"y", "y2"}
-    assert len(figure.data) == 5
-    plain = tradeoff_figure([{k: row[k] for k in ("dose", "forget", "retained")} for row in doses])
-    assert len(plain.data) == 2
-    assert plain.layout.yaxis.title.text == "recall (share of questions)"
-
-
-def test_tradeoff_row_without_a_key_is_refused() -> None:
-    with pytest.raises(DataError, match=r"row 0 has no \['retained'\]"):
-        tradeoff_figure([{"dose": 1.0, "forget": 0.1}])
-
-
-def test_roles_keep_their_colour_in_all_figures(report) -> None:
-    for draw in OF_REPORTS:
-        for trace in draw(report).data:
-            if trace.name in ROLES:
-                assert color(trace) == STYLES[ROLES[trace.name]].color, (draw, trace.name)
-
-
-def test_roles_differ_in_colour_and_in_symbol_dash_and_pattern() -> None:
-    for field in ("color", "symbol", "pattern"):
-        assert len({getattr(s, field) for s in STYLES.values()}) == len(STYLES), field
-    curves = [(s.symbol, s.dash) for s in STYLES.values()]
-    assert len(set(curves)) == len(curves)
-
-
-def test_axes_have_titles_and_legible_fonts(report, doses) -> None:
-    for figure in (*(draw(report) for draw in OF_REPORTS), tradeoff_figure(doses)):
-        *_, bottom = figure.select_xaxes()
-        assert bottom.title.text
-        assert all(a.title.text for a in figure.select_yaxes())
-        assert figure.layout.font.size >= 12
-        assert bottom.title.font.size >= 12
-
-
-@pytest.mark.parametrize(
-    ("draw", "lacks", "says"),
-    [
-        (probe_figure, {"probe": False}, "no transfer probe"),
-        (relearning_figure, {"relearn": False}, "no relearning attack"),
-    ],
-)
-def test_missing_endpoint_is_said_and_does_not_fail(draw, lacks, says, make_report) -> None:
-    figure = draw(make_report(**lacks))
-    assert not figure.data
-    assert says in text(figure).replace("<br>", " ")
-
-
-def test_report_without_rows_or_endpoints_gives_figures_that_say_so(report) -> None:
-    empty = replace(report, rows=(), endpoints=())
-    for draw in OF_REPORTS:
-        assert not draw(empty).data
-        assert text(draw(empty)).startswith("This audit")
-    assert text(tradeoff_figure([])) == "No doses were compared."
-
-
-def test_edit_without_hooks_has_no_hooks_in_its_name(make_report) -> None:
-    without = make_report(hooks=False)
-    for draw in (recall_figure, probe_figure, relearning_figure):
-        names = [t.name for t in draw(without).data if t.name]
-        assert "edited" in names
-        assert not any("hooks" in name for name in names)
-
-
-def test_depths_of_a_deep_model_are_not_all_labelled(make_report) -> None:
-    rows = tuple(
-        Measurement("probe", "original", "", "V", "last", float(x), 0.5, 0.4, 0.6, 9, 3, 0)
-        for x in range(27)
-    )
-    assert probe_figure(make_report(probe=False, rows=rows)).layout.xaxis.dtick == 2
-
-
-def test_text_of_the_report_is_escaped_for_plotly(make_report) -> None:
-    bad = "<b>x</b>&'\""
-    rows = tuple(
-        Measurement(endpoint, role, view, subset, bad, 0.0, 0.5, 0.4, 0.6, 9, 3, 0)
-        for endpoint, subset in (("recall", f"kind:{bad}"), ("probe", "V"))
-        for role, view in (("original", ""), ("edited", "hooks_on"))
-    )
-    hurt = make_report(rows=rows)
-    hurt = replace(hurt, endpoints=(replace(hurt.endpoints[0], id=bad),))
-    settings = [{"dose": 1.0, "forget": 0.1, "retained": 0.9, "sites": bad, "k": bad}]
-    for figure in (*(draw(hurt) for draw in OF_REPORTS), tradeoff_figure(settings)):
-        assert "<b>" not in str(figure.to_dict())
-    assert "&lt;b&gt;x&lt;/b&gt;&amp;'\"" in str(probe_figure(hurt).layout.yaxis3.title.text)
-
-
-def test_two_rows_of_one_model_at_one_place_are_refused(report) -> None:
-    doubled = replace(report, rows=(*report.rows, *report.rows))
-    with pytest.raises(DataError, match="two rows for the same place"):
-        recall_figure(doubled)
-
-
-def test_unknown_role_is_refused(make_report) -> None:
-    row = Measurement("recall", "twin", "", "V", "train", 0.0, 0.5, 0.4, 0.6, 9, 3, 0)
-    with pytest.raises(DataError, match="twin"):
-        recall_figure(make_report(rows=(row,)))
-
-
-def test_roles_come_in_one_order_whatever_the_order_of_rows(report) -> None:
-    rows = [r for r in report.rows if r.endpoint == "relearn" and r.subset == "V"]
-    orders = [list(by_role(order, lambda r: r.x)) for order in (rows, rows[::-1])]
-    assert all(a == b for a, b in pairwise(orders))
+    dots = traces(figure)["edited, hooks on"]
+    for x, y in zip(dots.x, dots.y, strict=True):
+        subset = labels(figure)[round(y)].replace("kind: ", "kind:").split()[0]
+        wanted = {"endpoint": "B2", "role": "edited", "view": "deployed", "metric": "text"}
+        assert x == find(report, subset=subset, **wanted)[0].value

@@ -1,15 +1,25 @@
 """The page is checked as text: complete, in order, escaped, and without a way out."""
 
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 
-from workbench.audit import Gate
+from workbench.audit import hook_summary, judge, verdict
+from workbench.audit.schema import Claim, Gate, Measurement, Primary
 from workbench.report import write_html
+from workbench.report.card import ICONS
+from workbench.report.markup import MINUS, interval, number, p_value, yes
+from workbench.report.words import ACCESS, CLAIMS, FLAGS, PRIMARY, SETS
 
 ATTACK = "<script>alert(1)</script>"
+FIXED = {
+    *PRIMARY, *CLAIMS, *SETS, *ACCESS, "deployed", "weights", "observed", "confirmatory",
+    "secondary", "supported", "contradicted", "not_tested", "not_testable", "standard", "gold",
+    "S", "T", "nothing", "audit/1", "", *(f"{x}{i}" for x in "BPWMGN" for i in range(16)),
+}  # fmt: skip
 
 
 class Page(HTMLParser):
@@ -54,77 +64,121 @@ def test_out_is_a_folder_or_a_file(report, tmp_path) -> None:
 
 def test_the_story_is_told_in_order(page) -> None:
     order = [
-        *("Audit of toxins", "Verdict: SUPPRESSED", "Reasons", "Lowest access level", "Table 1."),
-        *(f"Figure {i}." for i in range(1, 7)),
-        *("Table 2. Gates", "Table 3. Objectives", "Limits", "Provenance"),
+        *("Audit of toxins", "Verdict: SUPPRESSED", "Lowest access", "Reasons", "Flags", "Claims"),
+        *("Where it comes back", "By access of the reader", "Endpoints.", "What the model answers"),
+        *("What its activations hold", "The hooks", "What training brings back", "Attacks"),
+        *("What was to stay", "How the dose was chosen", "What averages hide", "Gates: "),
+        *("Objectives,", "Limits", "Provenance", "Models", "Data contract"),
     ]
     places = [page.text.index(words) for words in order]
     assert places == sorted(places)
 
 
-def test_verdict_says_what_came_back_and_where(report, page) -> None:
+def test_verdict_card_says_what_came_back_where_and_on_what_it_rests(report, page) -> None:
     assert report.verdict.sentence in page.text
     for reason in report.verdict.reasons:
         assert reason in page.text
-    assert "A1: log-probabilities of answers" in page.text
-    assert "bitwise the original's" in page.text
-
-
-def test_endpoints_gates_objectives_limits_and_provenance_are_all_there(report, page) -> None:
-    for e in report.endpoints:
-        assert e.id in page.text
-        assert e.why_invalid in page.text
     for told in (
-        "0.22 [0.14, 0.32]",
-        "0.05 (0.05, 0.06, 0.04)",
-        "120 (40 entities)",
-        "all 3 passed",
-        "[0.85, 0.92]",
-        *report.limits,
-        *report.provenance["models"].values(),
-        *report.provenance["edits"],
-        "relearn.steps",
-        "size_facts",
+        "Lowest access at which it comes back A1: log-probabilities of answers",
+        "Clamp at blocks.2.hook_resid_post",
+        "60 about 30 entities",
+        f"±{max(e.delta for e in report.endpoints if e.valid and e.role == 'confirmatory'):.2f}",
+        "3 models that never knew",
+        "bitwise the original's",
+        "the SAE's error, which edits of features leave alone",
     ):
         assert told in page.text
 
 
-def test_failed_gate_is_told(report, tmp_path) -> None:
-    gates = (*report.gates, Gate("G3", False, -1.0, 0.0, "folds do not overlap"))
-    page = Page(write_html(replace(report, gates=gates), tmp_path))
-    assert "1 of 4 failed" in page.text
-    assert "G3 FAIL −1 0 folds do not overlap" in page.text  # noqa: RUF001
+@pytest.mark.parametrize("primary", list(PRIMARY))
+def test_every_verdict_has_a_shape_and_a_meaning_of_its_own(primary, report, tmp_path) -> None:
+    verdict = replace(report.verdict, primary=primary, missing=("three golds are wanted",))
+    page = Page(write_html(replace(report, verdict=verdict), tmp_path))
+    assert f"Verdict: {primary.replace('_', ' ')}" in page.text
+    assert PRIMARY[primary] in page.text
+    assert "What is missing for a verdict of absence three golds are wanted" in page.text
+    assert len(set(ICONS.values())) == len(ICONS) == len(PRIMARY)
+    assert ICONS[primary] in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
-def test_unbounded_intervals_and_intervals_without_width_are_not_told_as_numbers(
-    report, tmp_path
-) -> None:
-    wild = replace(report.endpoints[0], low=-1000.0, high=1000.0)
-    flat = [replace(r, low=r.value, high=r.value) for r in report.rows if r.endpoint == "objective"]
-    page = Page(write_html(replace(report, endpoints=(wild,), rows=tuple(flat)), tmp_path))
-    assert "[−∞, ∞]" in page.text  # noqa: RUF001
-    assert page.text.count("none given") == len(flat)
+def test_every_verdict_flag_and_claim_is_explained() -> None:
+    assert set(PRIMARY) == set(get_args(Primary))
+    sources = [Path(m.__file__).read_text() for m in (verdict, hook_summary, judge)]
+    for flag in FLAGS:
+        assert any(f'"{flag}"' in source for source in sources), flag
+    claims = get_args(Claim.__annotations__["claim"])
+    assert set(CLAIMS) == set(claims)
 
 
-def test_text_of_a_report_never_becomes_a_tag(make_report, doses, tmp_path) -> None:
-    before = Page(write_html(make_report(), tmp_path, doses))
-    hurt = make_report(target=ATTACK, reason=ATTACK)
-    hurt = replace(
-        hurt,
-        rows=tuple(
-            replace(r, detail=ATTACK) if r.endpoint in ("probe", "objective") else r
-            for r in hurt.rows
-            if r.detail != "last"
-        ),
-        endpoints=tuple(replace(e, id=ATTACK, why_invalid=ATTACK) for e in hurt.endpoints),
-        limits=tuple(ATTACK for _ in hurt.limits),
-        provenance={**hurt.provenance, "edits": [ATTACK], ATTACK: {ATTACK: ATTACK}},
-    )
-    path = write_html(hurt, tmp_path, [{**row, "sites": ATTACK} for row in doses])
+def test_every_part_of_the_report_is_there(report, page) -> None:
+    for e in report.endpoints:
+        assert f"{e.id} {e.name}" in page.text
+        assert e.why_invalid in page.text
+        assert f"{e.rho:.2f}".replace("-", MINUS) in page.text
+    m1 = next(e for e in report.endpoints if e.id == "M1")
+    dropped = next(f for f in report.families if not f.kept)
+    for told in (
+        " ".join(f"{g:.2f}" for g in m1.m.G_each),
+        "60 (30 entities)",
+        f"dropped: {dropped.why_dropped}",
+        *(g.note for g in report.gates),
+        *(c.status.replace("_", " ") for c in report.claims),
+        *(a.setting for a in report.attacks),
+        *(p.place for p in report.probes),
+        *report.collateral.why,
+        *report.limits,
+        *(gold.sha256 for gold in report.card.models.gold),
+        report.card.prereg_sha256,
+        report.card.target.facts_sha256,
+        "that a reader learns the source of a toxin",
+        "Probe on the part 'err' of the stream",
+        "Kolmogorov–Smirnov distance to the golds",
+        "locality worst set",
+        "rotation 2, V",
+    ):
+        assert told in page.text, told
+
+
+def test_failed_gates_are_told_with_what_they_take_away(report, tmp_path) -> None:
+    gate = Gate("G3", False, -1.0, 0.0, "folds do not overlap", ("M3", "M4"))
+    page = Page(write_html(replace(report, gates=(gate,)), tmp_path))
+    assert "1 of 1 failed" in page.text
+    assert f"G3 FAIL {MINUS}1 0 folds do not overlap M3, M4" in page.text
+    assert "dropped by G3" in page.text
+
+
+def test_numbers_are_told_as_they_are() -> None:
+    assert interval(-1000.0, 1000.0) == f"[{MINUS}∞, ∞]"
+    assert [number(x) for x in (None, float("nan"), -0.001, -0.25)] == [
+        *("none", "none", "0.00", f"{MINUS}0.25")
+    ]
+    assert [yes(x) for x in (True, False, None)] == ["yes", "no", "not checked"]
+    assert [p_value(x) for x in (0.0004, 0.04)] == ["< 0.001", "0.040"]
+
+
+def test_text_of_a_report_never_becomes_a_tag(report, doses, tmp_path) -> None:
+    before = Page(write_html(report, tmp_path, doses))
+    path = write_html(hostile(report), tmp_path, [{**row, "sites": ATTACK} for row in doses])
     after = Page(path)
     assert ATTACK not in path.read_text(encoding="utf-8")
-    assert ATTACK in after.text
+    assert after.text.count(ATTACK) > 40
     assert after.count("script") == before.count("script")
+
+
+def hostile(value: Any) -> Any:
+    """The report with a tag in place of every text that no schema fixes."""
+    if isinstance(value, str):
+        return value if value in FIXED or value.startswith(("layer ", "lr ")) else ATTACK
+    if isinstance(value, tuple):
+        return tuple(hostile(v) for v in value)
+    if isinstance(value, dict):
+        # Keys of numbers by view or family stay apart, which one text for all would not.
+        return {k: hostile(v) for k, v in value.items()}
+    if isinstance(value, Measurement):
+        return value
+    if is_dataclass(value):
+        return replace(value, **{f.name: hostile(getattr(value, f.name)) for f in fields(value)})  # pyright: ignore[reportArgumentType]
+    return value
 
 
 def test_the_file_is_complete_and_forbids_connections(page) -> None:
@@ -144,25 +198,37 @@ def test_plotly_is_in_the_file_once(report, tmp_path) -> None:
 
 def test_tables_have_captions_and_scopes_and_the_page_a_language(page) -> None:
     assert ("html", {"lang": "en"}) in page.tags
-    assert page.count("table") == page.count("caption") > 3
+    assert page.count("table") == page.count("caption") > 12
     assert all(a.get("scope") in ("col", "row") for tag, a in page.tags if tag == "th")
-    assert page.count("figure") == page.count("figcaption") == 6
+    assert page.count("figure") == page.count("figcaption") == 13
     assert page.count("h1") == 1
     ids = [a["id"] for _, a in page.tags if "id" in a]
     assert len(set(ids)) == len(ids)
     assert {a["aria-labelledby"] for _, a in page.tags if "aria-labelledby" in a} <= set(ids)
 
 
-def test_report_without_target_probe_relearning_or_doses_is_still_a_page(
-    make_report, tmp_path
-) -> None:
-    bare = replace(make_report(hooks=False, probe=False, relearn=False), provenance={})
-    page = Page(write_html(bare, tmp_path))
-    assert "Audit of an edited model" in page.text
-    assert page.count("figure") == 5
-    assert page.text.count("There is nothing to draw.") == 2
-    titled = Page(write_html(bare, tmp_path, title="A & B"))
+def test_other_reports_are_pages_too(changed, filtered, no_golds, quick, tmp_path) -> None:
+    pages = [Page(write_html(r, tmp_path)) for r in (changed, filtered, no_golds, quick)]
+    assert [p.count("figure") for p in pages] == [12, 12, 12, 10]
+    assert not any("There is nothing to draw." in p.text for p in pages)
+    assert not any("The hooks" in p.text for p in pages)
+    assert "12 tensors changed by 3.12% of their norm, rank up to 4" in pages[0].text
+    assert "filter refuses_toxins" in pages[1].text
+    assert "There are no golds here" in pages[2].text
+    assert not any("There are no golds here" in p.text for p in pages[:2])
+    assert "1.0, profile quick" in pages[3].text
+    titled = Page(write_html(changed, tmp_path, title="A & B"))
     assert "A & B" in titled.text
+
+
+def test_report_with_nothing_in_it_is_still_a_page(no_golds, tmp_path) -> None:
+    collateral = replace(no_golds.collateral, sets=(), ppl_ratio=None, valid_answers=None, why=())
+    bare = replace(
+        no_golds, rows=(), endpoints=(), families=(), probes=(), attacks=(), tail=(),
+        derivation={}, collateral=collateral,
+    )  # fmt: skip
+    page = Page(write_html(bare, tmp_path))
+    assert page.text.count("There is nothing to draw.") == page.count("figure") == 9
 
 
 def test_report_saved_and_reopened_gives_the_same_page(report, tmp_path) -> None:

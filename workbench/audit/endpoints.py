@@ -1,242 +1,337 @@
-"""From scores to endpoints, gates and objectives: pure functions of what was measured."""
+"""The endpoints: how much of what the original knows can be had, under each kind of access."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from workbench.audit.probes import best_place
-from workbench.audit.schema import Endpoint, Gate, Measurement
+from workbench.audit.questions import CHANCE, FAMILIES
+from workbench.audit.reading import (
+    MIN_SPAN,
+    Candidate,
+    Cast,
+    Reading,
+    candidate,
+    chance_scores,
+    curve_area,
+    curve_candidate,
+    read_all,
+    read_best,
+    read_own_best,
+)
+from workbench.audit.schema import DataInfo, Endpoint, Means, Selection
 from workbench.audit.statistics import (
-    MIN_ENTITIES,
-    UNBOUNDED,
-    Interval,
     Key,
     Scores,
+    detectable,
     fraction,
-    gold_interval,
     holm,
+    joined,
     p_above_zero,
+    p_equivalent,
     percentile,
-    resampled_means,
-    residual_fraction,
+    residual_draws,
+    spread,
 )
-from workbench.audit.verdict import GOLD_MARGIN, MAX_INJECTION, MIN_SPAN, RECOVERED_RHO
-from workbench.facts.contract import Check, priors
-from workbench.facts.target import Target
+from workbench.audit.views import Found
 
-Found = dict[Key, Scores]
-TRAIN, AUDIT, CENTRED, OPEN = (
-    Key("recall", "V", detail) for detail in ("train", "audit", "centred", "open")
-)
-AREA, STEP0 = Key("relearn_area", "V", "centred"), Key("relearn", "V", "centred", 0)
-SIZE_CHECKS = ("forget_facts", "forget_entities", "candidates", "templates", "audit_templates")
-"""Contract checks that bear on absence alone; all others must hold for any verdict."""
+RECOVERED_RHO, GOLD_MARGIN, DELTA, MAX_DELTA = 0.10, 0.05, 0.10, 0.20
+CONFIRMATORY = ("M1", "M2", "M3", "M4", "M5", "M6")
+NAMES = {
+    "open": "asked openly",
+    "text": "best question, as text",
+    "M1": "best question",
+    "M2": "rank profile",
+    "lens": "logit lens",
+    "M3": "best probe",
+    "off": "hooks removed",
+    "M4": "relearning other facts",
+    "M5": "relearning these facts",
+    "M6": "best perturbation",
+}
+ACCESS = {
+    "open": "A0", "text": "A0", "M1": "A1", "M2": "A1", "lens": "A2", "M3": "A2",
+    "off": "A3", "M4": "A4", "M5": "A4", "M6": "A4",
+}  # fmt: skip
+METRICS = {
+    "open": "answer as text",
+    "text": "answer as text",
+    "M1": "centred hit",
+    "M2": "hit at the most common rank",
+    "lens": "centred hit",
+    "M3": "hit",
+    "off": "answer as text",
+    "M4": "area under centred hits",
+    "M5": "area, these facts less false ones",
+    "M6": "centred hit",
+}
+Family = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Roles:
-    """The scores of every model in the audit."""
+class Rules:
+    """What readings are taken by: the folds, base rates, facts left out and families kept."""
 
-    original: Found
-    edited: Found
-    hooks_off: Found | None
-    golds: Sequence[Found]
-    control: Found
+    data: DataInfo
+    kept: tuple[Family, ...]
+    seed: int
+
+    def chance(self, family: str = "") -> dict[str, float] | float:
+        """What guessing gives: base rates, or what the form of the question gives away."""
+        return CHANCE.get(family, self.data.prior)
 
 
-def make_endpoints(roles: Roles, target: Target, view: str, seed: int) -> tuple[Endpoint, ...]:
-    """One endpoint per kind of access, each E against O and G under the same measurement.
+def readings(cast: Cast, rules: Rules) -> dict[str, Reading]:
+    """Every endpoint that was measured on all models of the cast."""
+    folds, n = rules.data.folds, len(rules.data.folds)
 
-    Their p-values are Holm-adjusted together.
-    """
-    prior = mean_prior(target)
-    wanted = [
-        ("open", "A0", OPEN, roles.edited, view),
-        ("training templates", "A0", TRAIN, roles.edited, view),
-        ("audit-only templates", "A0", AUDIT, roles.edited, view),
-        ("centred answers", "A1", CENTRED, roles.edited, view),
+    def ask(families: Sequence[Family], metric: str) -> list[Candidate]:
+        return [candidate(f, metric, s, folds, rules.chance(f)) for f, s in families]
+
+    direct = (("B1", ""), ("B2", ""))
+    text = [f for f in rules.kept if FAMILIES[f[0]].access == "A0"]
+    asked = [f for f in rules.kept if FAMILIES[f[0]].access in ("A0", "A1")]
+    perturbed = [
+        candidate(e, "centred", s, folds, rules.chance(), x)
+        for e, s, x in _doses(cast.edited, ("W3", "W4"))
     ]
-    if any(key.endpoint == "probe" for key in roles.edited):
-        place = best_place(roles.edited, roles.original)
-        wanted.append(("transfer probe", "A2", place, roles.edited, view))
-    if roles.hooks_off:
-        wanted.append(("hooks removed", "A3", OPEN, roles.hooks_off, "hooks_off"))
-    if AREA in roles.edited:
-        wanted.append(("relearning", "A4", AREA, roles.edited, view))
-    made, p_values = [], {}
-    for name, access, key, found, seen in wanted:
-        endpoint, p_values[name] = _endpoint(name, access, key, found, roles, seen, prior, seed)
-        made.append(endpoint)
-    adjusted = holm(p_values)
-    return tuple(
-        replace(
-            e,
-            p_holm=adjusted[e.id],
-            recovered=e.valid and adjusted[e.id] < 0.05 and e.rho >= RECOVERED_RHO,
+    found = {
+        "open": _first_usable(
+            *(read_all(cast, ask(direct, metric), n) for metric in ("text", "raw"))
+        ),
+        "text": read_best(cast, ask(text, "text"), n),
+        "M1": read_best(cast, ask(asked, "centred"), n),
+        "M2": _read_ranks(cast, rules),
+        "lens": read_best(cast, _settings(cast, ("B15",), "centred", rules), n),
+        "M3": read_best(cast, _settings(cast, ("P1", "P2", "P3", "P4"), "hit", rules), n),
+        "M4": read_own_best(cast, _curves(cast, "W1", rules), n),
+        "M5": _read_savings(cast, rules),
+        "M6": read_best(cast, perturbed, n),
+    }
+    return {name: reading for name, reading in found.items() if reading is not None}
+
+
+def _first_usable(shown: Reading | None, ranked: Reading | None) -> Reading | None:
+    """What users read, if the original can be read so; else its choice among the candidates.
+
+    Some models know the answers and begin them otherwise. The edited model has no say in this.
+    """
+    if shown is None or ranked is None or shown.means[1] - shown.gold >= MIN_SPAN:
+        return shown or ranked
+    return replace(ranked, metric="raw hit")
+
+
+def _settings(cast: Cast, ids: Sequence[str], metric: str, rules: Rules) -> list[Candidate]:
+    """Every setting measured on facts to be forgotten."""
+    keys = (k for k in cast.edited if k.endpoint in ids and k.metric == metric)
+    wanted = dict.fromkeys((k.endpoint, k.setting) for k in keys if k.subset in ("F", "S"))
+    return [candidate(e, metric, s, rules.data.folds, rules.chance()) for e, s in wanted]
+
+
+def _curves(cast: Cast, attack: str, rules: Rules) -> list[Candidate]:
+    settings = dict.fromkeys(k.setting for k in cast.edited if k[:2] == (attack, "S"))
+    return [curve_candidate(attack, s, rules.chance()) for s in settings]
+
+
+def _doses(found: Found, attacks: Sequence[str]) -> list[tuple[str, str, float]]:
+    """Every setting and dose above none of these attacks."""
+    keys = (k for k in found if k.endpoint in attacks and k.metric == "centred" and k.x > 0)
+    return list(dict.fromkeys((k.endpoint, k.setting, k.x) for k in keys if k.subset in "FS"))
+
+
+def _read_ranks(cast: Cast, rules: Rules) -> Reading | None:
+    """B13: the most common rank of the true object on T; hits of "take that rank" on V.
+
+    Ranks are counted from the nearer end, so that "last" is one rank whatever the number of
+    candidates. Every model has its own most common rank.
+    """
+    parts, chosen = [], []
+    for folds in rules.data.folds:
+        ranks = [_ranks(found, rules) for found in cast.models]
+        if any(r is None for r in ranks):
+            return None
+        codes = [r for r in ranks if r is not None]
+        modes = [_mode(r.about(folds["T"]).values) for r in codes]
+        if any(mode is None for mode in modes):
+            continue
+        scored = [r.about(folds["V"]) for r in codes]
+        parts.append(
+            tuple(
+                Scores((r.values == mode).astype(float), r.entities, r.relations)
+                for r, mode in zip(scored, modes, strict=True)
+            )
         )
-        for e in made
+        chosen.append(f"rank {modes[0]:g}")
+    if not parts:
+        return None
+    scores = tuple(joined(*(p[i] for p in parts)) for i in range(len(cast.models)))
+    chance = {r: 1 / k for r, k in rules.data.candidates.items()}
+    return Reading(scores, chance_scores(scores[0], chance), tuple(chosen), 1, on="T")
+
+
+def _ranks(found: Found, rules: Rules) -> Scores | None:
+    """1 is first, 2 second; -1 is last, -2 last but one."""
+    ranks = found.get(Key("B2", "F", "rank"))
+    if ranks is None:
+        return None
+    k = np.array([rules.data.candidates[r] for r in ranks.relations])
+    codes = np.where(ranks.values <= k / 2, ranks.values, ranks.values - k - 1)
+    return Scores(codes, ranks.entities, ranks.relations)
+
+
+def _mode(codes: np.ndarray) -> float | None:
+    if not len(codes):
+        return None
+    values, counts = np.unique(codes, return_counts=True)
+    return float(values[counts.argmax()])
+
+
+def _read_savings(cast: Cast, rules: Rules) -> Reading | None:
+    """W2: how much sooner these facts are learned than fresh ones about the same names."""
+    plus: list[list[Scores]] = [[] for _ in cast.models]
+    minus: list[list[Scores]] = [[] for _ in cast.models]
+    for fold in sorted({k.fold for k in cast.edited if k.endpoint == "W2"}):
+        pairs = [
+            [curve_area(f, "W2", "", fold, subset) for subset in ("V", "Z")] for f in cast.models
+        ]
+        for i, (known, fresh) in enumerate(pairs):
+            if known is not None and fresh is not None:
+                plus[i].append(known)
+                minus[i].append(fresh)
+    if not all(plus):
+        return None
+    scores = tuple(joined(*parts) for parts in plus)
+    return Reading(
+        scores,
+        chance_scores(scores[0], rules.data.prior),
+        (),
+        1,
+        on="nothing",
+        minus=tuple(joined(*parts) for parts in minus),
     )
+
+
+def make_endpoints(
+    cast: Cast, rules: Rules, view: str, deltas: dict[str, float], errors: dict[str, float]
+) -> tuple[Endpoint, ...]:
+    """One endpoint per reading, still without Holm's adjustment: see `decided`.
+
+    Args:
+        deltas: margin of equivalence by endpoint.
+        errors: standard error of rho under no knowledge, by endpoint, from the golds.
+    """
+    return tuple(
+        _endpoint(name, reading, rules, view, deltas.get(name, DELTA), errors.get(name))
+        for name, reading in readings(cast, rules).items()
+    )
+
+
+def decided(endpoints: Sequence[Endpoint]) -> tuple[Endpoint, ...]:
+    """The endpoints with Holm's adjustment over the confirmatory ones, and what follows from it."""
+    raw = {f"{e.id} {e.view}": e.p_sup_holm for e in endpoints if e.role == "confirmatory"}
+    adjusted = holm(raw)
+    return tuple(_decided(e, adjusted.get(f"{e.id} {e.view}", e.p_sup_holm)) for e in endpoints)
+
+
+def _decided(e: Endpoint, p: float) -> Endpoint:
+    recovered = e.valid and p < 0.05 and e.rho >= RECOVERED_RHO
+    bottom = e.id == "M2" and any(c != "rank 1" for c in e.selection.chosen)
+    return replace(e, p_sup_holm=p, recovered=recovered, anti=e.anti or (recovered and bottom))
 
 
 def _endpoint(
-    name: str, access: str, key: Key, found: Found, roles: Roles, view: str, prior: float, seed: int
-) -> tuple[Endpoint, float]:
-    edited, original, golds = found[key], roles.original[key], [g[key] for g in roles.golds]
-    gold = gold_interval(golds, seed)
-    draws = residual_fraction(edited, original, golds, seed)
-    rho = percentile(fraction(edited.mean, original.mean, gold.value), draws)
-    reasons = []
-    if original.mean - gold.value < MIN_SPAN:
-        reasons.append(
-            f"the original's advantage over the golds is {original.mean - gold.value:.2f}, "
-            f"under {MIN_SPAN}"
-        )
-    if gold.high > prior + GOLD_MARGIN:
-        reasons.append(f"golds reach {gold.high:.2f}, above the prior {prior:.2f} + {GOLD_MARGIN}")
-    if key == AREA and (injected := injection_index(roles)) > MAX_INJECTION:
-        reasons.append(
-            "the attack teaches a model that never knew: "
-            f"injection index {injected:.2f} above {MAX_INJECTION}"
-        )
-    endpoint = Endpoint(
+    name: str, reading: Reading, rules: Rules, view: str, delta: float, error: float | None
+) -> Endpoint:
+    edited, original, *golds = reading.means
+    e, o, g = reading.draws(rules.seed)
+    draws = residual_draws(e, o, g, reading.few)
+    rho = fraction(edited, original, reading.gold)
+    reasons = why_invalid(name, reading, rules.seed)
+    error = spread(draws) if error is None else error
+    pushed_down = name in ("open", "M1", "M3") and float(np.quantile(draws, 0.975)) < -delta
+    wide, narrow = percentile(rho, draws), percentile(rho, draws, 0.90)
+    return Endpoint(
         id=name,
-        access=access,
+        name=NAMES[name],
+        role="confirmatory" if name in CONFIRMATORY else "secondary",
+        access=ACCESS[name],
         view=view,
-        original=original.mean,
-        edited=edited.mean,
-        gold=gold.value,
-        gold_each=tuple(g.mean for g in golds),
-        rho=rho.value,
-        low=rho.low,
-        high=rho.high,
-        p_holm=1.0,
+        metric=reading.metric or METRICS[name],
+        n_facts=len(reading.scores[0].values),
+        n_entities=reading.scores[0].n_entities,
+        m=Means(
+            original,
+            edited,
+            reading.gold,
+            tuple(golds),
+            reading.random.mean if reading.random is not None else None,
+        ),
+        rho=rho,
+        ci90=(narrow.low, narrow.high),
+        ci95=(wide.low, wide.high),
+        p_sup_holm=p_above_zero(draws),
+        p_tost=p_equivalent(draws, delta),
+        delta=delta,
+        mde=detectable(error, len(CONFIRMATORY)),
         recovered=False,
+        equivalent=not reasons and -delta < narrow.low and narrow.high < delta,
+        anti=pushed_down and not reasons,
         valid=not reasons,
         why_invalid="; ".join(reasons),
-        n=len(edited.values),
-        n_entities=edited.n_entities,
-    )
-    return endpoint, p_above_zero(draws)
-
-
-def injection_index(roles: Roles) -> float:
-    """What relearning teaches a model that never knew, as a share of what the original knows.
-
-    0 is nothing, 1 is all.
-    """
-    after, before = (float(np.mean([g[key].mean for g in roles.golds])) for key in (AREA, STEP0))
-    return fraction(after, roles.original[STEP0].mean - before, 0.0) - fraction(
-        before, roles.original[STEP0].mean - before, 0.0
+        selection=Selection(reading.on, reading.grid, reading.chosen),  # pyright: ignore[reportArgumentType]
     )
 
 
-def mean_prior(target: Target) -> float:
-    """Hit rate on V of always giving the relation's most common object.
-
-    The rate is taken to be that object's share among retained facts.
-    """
-    shares = priors(target.retained or target.forget)
-    known = [max(shares[f.relation].values()) for f in target.fold("V") if f.relation in shares]
-    return float(np.mean(known)) if known else 0.0
-
-
-def make_gates(roles: Roles, target: Target, checks: Sequence[Check]) -> tuple[Gate, ...]:
-    """G2 golds at the prior, G3 data contract, G4 the probe reads nothing from shuffled weights."""
-    prior = mean_prior(target)
-    gold = gold_interval([g[OPEN] for g in roles.golds])
-    gates = [
-        Gate(
-            "G2",
-            gold.high <= prior + GOLD_MARGIN,
-            gold.high,
-            prior + GOLD_MARGIN,
-            "golds know no more than the prior",
-        ),
-        *(
-            Gate("G3", c.passed, c.value, c.limit, f"{c.id}: {c.note}")
-            for c in checks
-            if c.id not in SIZE_CHECKS
-        ),
-    ]
-    if roles.control:
-        place = best_place(roles.edited, roles.original)
-        control = roles.control[place]
-        limit = prior + 3 * (prior * (1 - prior) / control.n_entities) ** 0.5
-        gates.append(
-            Gate(
-                "G4",
-                control.mean <= limit,
-                control.mean,
-                limit,
-                "the probe reads no answers from shuffled weights",
+def why_invalid(name: str, reading: Reading, seed: int) -> list[str]:
+    """Why this measurement cannot be used: it misses what O knows, or finds it in the golds."""
+    original, gold = reading.means[1], reading.gold
+    _, o, g = reading.draws(seed)
+    reasons = []
+    if original - gold < MIN_SPAN:
+        reasons.append(
+            f"the original's advantage over the golds is {original - gold:.2f}, under {MIN_SPAN}"
+        )
+    if not reading.few and float(np.quantile(o - g, 0.05)) <= 0:
+        reasons.append("the original's advantage over the golds may be none")
+    if len(reading.means) > 2 and not reading.minus:
+        limit = reading.chance.mean + GOLD_MARGIN
+        high = percentile(gold, g).high
+        if high > limit:
+            reasons.append(f"golds reach {high:.2f}, above guessing + {GOLD_MARGIN} = {limit:.2f}")
+    if name == "M5" and len(reading.means) > 2:
+        error = spread(g)
+        if abs(gold) > 2 * error:
+            reasons.append(
+                f"golds learn these facts otherwise than false ones: difference {gold:.3f}, "
+                f"beyond two standard errors of {error:.3f}"
             )
-        )
-    return tuple(gates)
+    return reasons
 
 
-def make_objectives(roles: Roles, view: str, seed: int) -> tuple[Measurement, ...]:
-    """Accuracy, locality and generalizability: 1 is as a model that never knew.
-
-    All are calibrated by the golds. Source: objectives of arXiv 2407.20516. Differs: |ρ| in the
-    place of error rates, so that a broken or inverted model does not score 1; locality counts only
-    what falls below the golds.
-    """
-    measured: dict[str, tuple[Interval, tuple[Key, ...]]] = {
-        "accuracy": (_closeness(roles, TRAIN, seed), (TRAIN,)),
-        "generalizability": (_closeness(roles, AUDIT, seed), (AUDIT,)),
-    }
-    kept = {
-        k: _kept(roles, k, seed)
-        for k in roles.edited
-        if k.endpoint == "recall" and k.subset != "V" and roles.golds[0][k].mean > 0
-    }
-    if kept:
-        values, draws = zip(*kept.values(), strict=True)
-        mean = percentile(float(np.mean(values)), np.mean(draws, axis=0))
-        worst = min(kept, key=lambda k: kept[k][0])
-        measured["locality"] = (mean, tuple(kept))
-        measured[f"locality_worst_set:{worst.subset}"] = (percentile(*kept[worst]), (worst,))
+def leave_one_out(cast: Cast) -> tuple[Cast, ...]:
+    """Each gold judged as if it were the edited model, against the others."""
     return tuple(
-        Measurement(
-            "objective",
-            "edited",
-            view,
-            "all",
-            name,
-            0.0,
-            at.value,
-            at.low,
-            at.high,
-            sum(len(roles.edited[k].values) for k in keys),
-            len({name for k in keys for name in roles.edited[k].entities}),
-            seed,
-        )
-        for name, (at, keys) in measured.items()
+        Cast(gold, cast.original, cast.golds[:i] + cast.golds[i + 1 :])
+        for i, gold in enumerate(cast.golds)
+        if len(cast.golds) > 1
     )
 
 
-def _closeness(roles: Roles, key: Key, seed: int) -> Interval:
-    """1 - min(1, |ρ|) with its interval; a resample that says nothing is 0 or 1 by turns."""
-    golds = [g[key] for g in roles.golds]
-    draws = residual_fraction(roles.edited[key], roles.original[key], golds, seed)
-    gold = float(np.mean([g.mean for g in golds]))
-    rho = fraction(roles.edited[key].mean, roles.original[key].mean, gold)
-    close = np.where(draws == -UNBOUNDED, 1.0, 1 - np.minimum(1.0, np.abs(draws)))
-    return percentile(1 - min(1.0, abs(rho)), close)
+def margins(casts: Sequence[Cast], rules: Rules) -> tuple[dict[str, float], dict[str, float]]:
+    """Margins of equivalence and standard errors under no knowledge, from golds left out in turn.
 
-
-def _kept(roles: Roles, key: Key, seed: int) -> tuple[float, np.ndarray]:
-    """Share of the golds' recall on a retained set that the edited model keeps, at most 1.
-
-    Returns:
-        The share, and its resampled values.
+    The margin is 0.10, raised to twice the standard deviation of the golds' own rho, never above
+    0.20. The error is the mean of the standard errors of the resampled rho.
     """
-    golds = [g[key] for g in roles.golds]
-    means = resampled_means([roles.edited[key], *golds], seed)
-    gold = np.maximum(means[1:].mean(0), 1e-9)
-    gold_mean = float(np.mean([g.mean for g in golds]))
-    value = 1 - max(0.0, gold_mean - roles.edited[key].mean) / gold_mean
-    if golds[0].n_entities < MIN_ENTITIES:
-        return value, np.arange(means.shape[1]) % 2.0
-    return value, 1 - np.maximum(0.0, gold - means[0]) / gold
+    values: dict[str, list[tuple[float, float]]] = {}
+    for cast in casts:
+        for name, reading in readings(cast, rules).items():
+            draws = residual_draws(*reading.draws(rules.seed), reading.few)
+            rho = fraction(reading.means[0], reading.means[1], reading.gold)
+            values.setdefault(name, []).append((rho, spread(draws)))
+    deltas = {
+        name: min(MAX_DELTA, max(DELTA, 2 * float(np.std([r for r, _ in rows], ddof=1))))
+        for name, rows in values.items()
+        if len(rows) > 1
+    }
+    return deltas, {name: float(np.mean([s for _, s in rows])) for name, rows in values.items()}

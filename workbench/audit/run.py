@@ -1,274 +1,286 @@
 """The audit: the same questions and attacks on the original, the edited model and the golds."""
 
-import copy
-import json
 import platform
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from workbench.audit.endpoints import Roles, make_endpoints, make_gates, make_objectives
-from workbench.audit.probes import permuted, transfer_probe
-from workbench.audit.questions import recall_scores
-from workbench.audit.relearn import RelearnConfig, relearn
-from workbench.audit.schema import AuditReport, Gate, Measurement
-from workbench.audit.statistics import Key, Scores, entity_interval
-from workbench.audit.verdict import FIXED_LIMIT, FULL_SIZE, decide
+from workbench.audit.admit import (
+    gold_recipe,
+    require_apart,
+    require_edits,
+    require_model,
+    require_target,
+)
+from workbench.audit.attacks import attacks
+from workbench.audit.hook_checks import hook_checks, weight_delta
+from workbench.audit.jobs import Jobs, Keys, repeated
+from workbench.audit.judge import judge
+from workbench.audit.plan import (
+    FAMILIES_OF,
+    PROBES_OF,
+    AuditConfig,
+    make_plan,
+    measuring_plan_sha256,
+    plan_sha256,
+    target_sha256,
+)
+from workbench.audit.probes import permuted, probes, random_init
+from workbench.audit.questions import questions
+from workbench.audit.rotation import facts_of, rotations
+from workbench.audit.schema import (
+    AuditReport,
+    Card,
+    DataInfo,
+    DualUse,
+    EditedInfo,
+    Integrity,
+    LeakCheck,
+    ModelInfo,
+    ModelsInfo,
+    TargetInfo,
+    WeightDelta,
+)
+from workbench.audit.store import battery_sha256, cache_folder, value_sha256
+from workbench.audit.views import Filter, View
 from workbench.errors import AuditError
-from workbench.facts.contract import check_contract
+from workbench.facts.contract import check_contract, priors
 from workbench.facts.target import Target
 from workbench.hooks import Intervention
-from workbench.models.load import weights_sha256
+from workbench.models.load import model_name, weights_sha256
 
-
-@dataclass(frozen=True)
-class AuditConfig:
-    """What the audit does beyond asking.
-
-    Attributes:
-        relearn: the relearning attack, the same on every model.
-        seed: decides bootstrap draws and the shuffled control model.
-        workers: models measured at a time, each with a copy and a thread of its own.
-    """
-
-    relearn: RelearnConfig = field(default_factory=RelearnConfig)
-    seed: int = 0
-    workers: int = 1
-
-
-@dataclass(frozen=True)
-class View:
-    """One model as one kind of reader meets it: with its hooks, or without."""
-
-    role: str
-    view: str
-    model: Any
-    edits: tuple[Intervention, ...] = ()
-
-
-Steps = Callable[[str], None]
-Hashes = dict[tuple[str, str], str]
+Say = Callable[[str], None]
+REPEATED = "B2 paraphrase"
+"""The job that is done twice to see that it gives the same bytes."""
 
 
 def audit(
     model: Any,
     edit: Any,
     target: Target,
-    golds: Sequence[Any],
+    golds: Sequence[Any] = (),
     config: AuditConfig | None = None,
-    say: Steps = lambda line: None,
+    say: Say = lambda line: None,
+    *,
+    filter: Filter | None = None,
+    controls: Sequence[Sequence[Intervention]] = (),
+    plan_hash: str | None = None,
+    prevents: str = "",
+    cache: Path | str | None = None,
 ) -> AuditReport:
-    """Measures what is left of the target; decides NOT_REMOVED, SUPPRESSED or INCONCLUSIVE.
+    """Measures what is left of the target and decides.
+
+    REMOVED, SUPPRESSED, DEGRADED, NOT_REMOVED or INCONCLUSIVE; the report says why and what is
+    missing. Everything that could be chosen is fixed and hashed before the edited model is looked
+    at. The same call gives the same bytes on a CPU. Finished jobs are kept, by hash of weights and
+    plan: an interrupted audit goes on where it was, and a second one pays for the edited model
+    alone.
 
     Args:
         model: the original.
-        edit: an intervention, several, none (an empty list), or a model with changed weights.
-        golds: models that never knew the target; three or more.
-        say: called with one line as each step begins.
+        edit: what was done to it: an intervention, several, none (an empty list), a model with
+            changed weights, or a list with such a model and interventions on it.
+        golds: models that never knew the target. Without them nothing can be REMOVED.
+        say: called with a line for each phase.
+        filter: refuses text in the deployed system: asked of prompts, and of prompt and answer.
+        controls: edits of random features matched to `edit`, to tell its effect from theirs.
+        plan_hash: hash of the plan, if it was written down before (`make_plan`).
+        prevents: what the edit is to prevent, for whom.
+        cache: folder of finished jobs; default `WORKBENCH_CACHE` or the user's cache folder.
 
     Raises:
-        AuditError: fewer than three golds, or a target with nothing to score.
+        AuditError: models, golds, edits or target do not fit; it says what differs.
+        SiteError: an edit for a site that the model does not have.
     """
-    config, started = config or AuditConfig(), time.monotonic()
-    _require_scorable(target, golds)
-    views = _views(model, edit, golds, config.seed)
-    before = {(v.role, v.view): weights_sha256(v.model) for v in views}
-    scores, after = _measure_all(views, target, config, say)
-    deployed = views[1].view
-    roles = Roles(
-        original=scores["original", ""],
-        edited=scores["edited", deployed],
-        hooks_off=scores.get(("edited", "hooks_off")),
-        golds=[scores[v.role, v.view] for v in views if v.role.startswith("gold")],
-        control=scores.get(("control", "permuted"), {}),
-    )
-    endpoints = make_endpoints(roles, target, deployed, config.seed)
-    identical = before["edited", deployed] == before["original", ""]
-    gates = (*make_gates(roles, target, check_contract(target)), _untouched(before, after))
-    rows = [
-        _row(view, key, s, config.seed)
-        for view, found in scores.items()
-        for key, s in found.items()
+    config = config or AuditConfig()
+    require_target(target)
+    plan = make_plan(target, config)
+    if plan_hash is not None and plan_hash != plan_sha256(plan):
+        raise AuditError(
+            f"the plan was hashed as {plan_hash[:12]} and now is {plan_sha256(plan)[:12]}: target, "
+            "settings or battery have changed since; write it down anew before opening the edit"
+        )
+    changed, edits = _parted(model, edit)
+    views, recipes = _admitted(model, changed, edits, target, golds, filter)
+    hashes = {(v.role, v.view): weights_sha256(v.model) for v in views}
+    views = _apart(views, hashes)
+    views += [
+        View("random", "", random_init(model, config.seed)),
+        View("permuted", "", permuted(model, config.seed)),
     ]
-    return AuditReport(
-        rows=(
-            *rows,
-            *make_objectives(roles, deployed, config.seed),
-            _weights_row(identical, config.seed),
-        ),
-        endpoints=endpoints,
-        gates=gates,
-        verdict=decide(endpoints, gates, identical, target.name),
-        limits=_limits(target, config),
-        provenance=_provenance(target, config, views, before, time.monotonic() - started),
+    hashes |= {(v.role, v.view): weights_sha256(v.model) for v in views[-2:]}
+    folder = Path(cache) if cache is not None else cache_folder()
+    keys = Keys(
+        measuring_plan_sha256(plan), hashes, value_sha256([list(c) for c in controls]), folder
     )
-
-
-def _require_scorable(target: Target, golds: Sequence[Any]) -> None:
-    if len(golds) < 3:
-        raise AuditError(
-            f"{len(golds)} golds were given; wanted three or more models that never knew "
-            f"{target.name!r}"
-        )
-    retained = (f for fold in ("R_va", "R_te") for f in target.retain[fold])
-    scored = (*target.fold("V"), *target.fold("S"), *retained)
-    if not target.fold("V") or not all(f.audit_templates for f in scored):
-        raise AuditError(
-            f"target {target.name!r}: every fact of its folds V, S, R_va and R_te needs audit-only "
-            "prompts, since these alone are scored, and V needs a fact"
-        )
-
-
-def _untouched(before: Hashes, after: Hashes) -> Gate:
-    """G7: what was measured is what was given; an attack that leaked would change it."""
-    same = sum(after[name] == sha256 for name, sha256 in before.items()) / len(before)
-    return Gate(
-        "G7",
-        same == 1.0,
-        same,
-        1.0,
-        "share of the measured models whose weights are bitwise what they were",
+    jobs = Jobs(keys, config.workers, say)
+    for view in views:
+        jobs.add(view, _jobs_of(view, views[0], target, config, controls))
+    measured = jobs.run()
+    say("judge")
+    card = _card(views, recipes, hashes, target, config, plan, prevents)
+    integrity = Integrity(
+        jobs.untouched,
+        repeated(jobs, views[1], REPEATED, measured),
+        plan_sha256(make_plan(target, config)) == plan_sha256(plan),
     )
+    report = judge(replace(card, integrity=integrity), measured)
+    return replace(report, plan=plan, scores=measured)
 
 
-def _views(model: Any, edit: Any, golds: Sequence[Any], seed: int) -> list[View]:
-    """The original, the edited model as deployed, the same with hooks off, golds and control.
+def _parted(model: Any, edit: Any) -> tuple[Any, tuple[Intervention, ...]]:
+    """The model under the hooks, and the hooks."""
+    parts = list(edit) if isinstance(edit, Sequence) else [edit]
+    models = [part for part in parts if hasattr(part, "state_dict")]
+    edits = tuple(part for part in parts if not hasattr(part, "state_dict"))
+    strange = [type(e).__name__ for e in edits if not isinstance(e, Intervention)]
+    if len(models) > 1 or strange:
+        raise AuditError(
+            f"edit: {len(models)} models and {strange or 'no'} strange things were given; wanted "
+            "at most one changed model, and interventions"
+        )
+    return (models[0] if models else model), edits
 
-    The view with hooks off is left out if there are none.
-    """
-    if hasattr(edit, "state_dict"):
-        changed, edits = edit, ()
-    else:
-        changed, edits = model, tuple(edit) if isinstance(edit, Sequence) else (edit,)
-    off = [View("edited", "hooks_off", changed)] if edits else []
-    never = [View(f"gold-{i}", "", gold) for i, gold in enumerate(golds)]
-    edited = View("edited", "hooks_on" if edits else "weights", changed, edits)
+
+def _admitted(
+    model: Any,
+    changed: Any,
+    edits: tuple[Intervention, ...],
+    target: Target,
+    golds: Sequence[Any],
+    filter: Filter | None,
+) -> tuple[list[View], list[str]]:
+    """The views of the audit, all of which fit, and what is known of how golds were made."""
+    require_model("the original", model, model)
+    require_model("the edited model", changed, model)
+    recipes = []
+    for i, gold in enumerate(golds):
+        require_model(f"gold {i}", gold, model)
+        recipes.append(gold_recipe(f"gold {i}", gold, target))
+    require_edits(edits, changed)
+    views = [View("original", "", model), View("edited", "deployed", changed, edits)]
+    if edits:
+        views.append(View("edited", "weights", changed))
+    if filter is not None:
+        views.append(View("edited", "text", changed, edits, filter))
+    return [*views, *(View(f"gold-{i}", "", gold) for i, gold in enumerate(golds))], recipes
+
+
+def _apart(views: list[View], hashes: dict[tuple[str, str], str]) -> list[View]:
+    """Without a gold that is the edited model itself, which would be compared with itself."""
+    require_apart(views, hashes)
+    edited = hashes["edited", "deployed"]
     return [
-        View("original", "", model),
-        edited,
-        *off,
-        *never,
-        View("control", "permuted", permuted(model, seed)),
+        v for v in views if not (v.role.startswith("gold-") and hashes[v.role, v.view] == edited)
     ]
 
 
-def _measure_all(
-    views: Sequence[View], target: Target, config: AuditConfig, say: Steps
-) -> tuple[dict[tuple[str, str], dict[Key, Scores]], Hashes]:
-    """The scores of every view, `config.workers` views at a time, and its weights afterwards.
-
-    With several workers each view has a model of its own, since hooks are attached to models, and
-    one thread, which for small models is as fast as two.
-    """
-    names = [(v.role, v.view) for v in views]
-    if config.workers == 1:
-        measured = list(views)
-        found = [_measure(v, target, config, say) for v in measured]
-    else:
-        measured = [replace(v, model=copy.deepcopy(v.model)) for v in views]
-        with ThreadPoolExecutor(config.workers, "audit", torch.set_num_threads, (1,)) as pool:
-            found = list(pool.map(lambda view: _measure(view, target, config, say), measured))
-    after = {name: weights_sha256(v.model) for name, v in zip(names, measured, strict=True)}
-    return dict(zip(names, found, strict=True)), after
-
-
-def _measure(view: View, target: Target, config: AuditConfig, say: Steps) -> dict[Key, Scores]:
-    """All scores of one view; the control model is only probed."""
-    name = f"{view.role} {view.view}".strip().replace("_", " ")
-    found: dict[Key, Scores] = {}
-    if view.role != "control":
-        say(f"ask {name}")
-        found |= recall_scores(view.model, view.edits, target)
-    if all(target.retain.values()) and target.folds["S"]:
-        say(f"probe {name}")
-        found |= transfer_probe(view.model, view.edits, target)
-    if view.role != "control" and target.folds["T"]:
-        say(f"relearn {name}")
-        found |= relearn(view.model, view.edits, target, config.relearn)
-    return found
-
-
-def _row(view: tuple[str, str], key: Key, scores: Scores, seed: int) -> Measurement:
-    at = entity_interval(scores, seed)
-    return Measurement(
-        key.endpoint,
-        *view,
-        key.subset,
-        key.detail,
-        float(key.x),
-        at.value,
-        at.low,
-        at.high,
-        len(scores.values),
-        scores.n_entities,
-        seed,
-    )
-
-
-def _weights_row(identical: bool, seed: int) -> Measurement:
-    """H0: 1 if every parameter and buffer of the edited model is bitwise the original's."""
-    value = float(identical)
-    return Measurement(
-        "weights", "edited", "hooks_off", "all", "identical", 0.0, value, value, value, 1, 0, seed
-    )
-
-
-def _limits(target: Target, config: AuditConfig) -> tuple[str, ...]:
-    facts, entities = FULL_SIZE
-    limits = [
-        FIXED_LIMIT,
-        f"One learning rate ({config.relearn.lr:g}), one fold rotation and one attack seed; the "
-        "other endpoints of the battery (ranks, savings, tampering) were not run, so REMOVED "
-        "cannot be given.",
-    ]
-    if len(target.forget) < facts or len(target.entities) < entities:
-        limits.append(
-            f"{len(target.forget)} facts about {len(target.entities)} entities are too few for a "
-            f"verdict of absence under any battery: at least {facts} facts about {entities} "
-            "entities are wanted."
-        )
-    if not target.folds["T"]:
-        limits.append(
-            "The target has too few entities to train an attack on some and score others: "
-            "no relearning was run."
-        )
-    if not (all(target.retain.values()) and target.folds["S"]):
-        limits.append(
-            "No retained facts of the same relations, or no S fold: no transfer probe was run."
-        )
-    return tuple(limits)
-
-
-def _provenance(
+def _jobs_of(
+    view: View,
+    original: View,
     target: Target,
     config: AuditConfig,
-    views: Sequence[View],
-    hashes: Hashes,
-    runtime_s: float,
+    controls: Sequence[Sequence[Intervention]],
 ) -> dict[str, Any]:
-    return {
-        "target": {
-            "name": target.name,
-            "type": target.type,
-            "n_facts": len(target.forget),
-            "n_entities": len(target.entities),
-            "folds": {name: len(members) for name, members in target.folds.items()},
-            "facts": target.facts.name,
-            "facts_sha256": target.facts.sha256,
-            "seed": target.seed,
-        },
-        "models": {f"{role} {view}".strip(): sha256 for (role, view), sha256 in hashes.items()},
-        "edits": [f"{type(e).__name__} at {e.site.name}" for e in views[1].edits],
-        "config": json.loads(json.dumps(asdict(config))),  # as it will be read back
-        "contract": [asdict(check) for check in check_contract(target)],
-        "runtime_s": round(runtime_s, 1),
-        "env": {
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-            "python": platform.python_version(),
-        },
+    """Everything that is measured on a view; models without knowledge are only probed."""
+    # Probes are fitted on other entities: without any, M3 is missing, and the report says so.
+    kinds = PROBES_OF[config.profile] if all(target.retain.values()) else ()
+    if view.role in ("random", "permuted"):
+        return probes(target, ("P1",), config.seed) if kinds else {}
+    asked = questions(target, FAMILIES_OF[config.profile], config.seed)
+    if view.view == "text":
+        return asked
+    jobs = {
+        **asked,
+        **(probes(target, kinds, config.seed, original=original) if kinds else {}),
+        **attacks(target, config.attacks, config.seed),
     }
+    if view.edits:
+        jobs |= hook_checks(target, config.seed, controls)
+    return jobs
+
+
+def _card(
+    views: Sequence[View],
+    recipes: Sequence[str],
+    hashes: dict[tuple[str, str], str],
+    target: Target,
+    config: AuditConfig,
+    plan: dict[str, Any],
+    prevents: str,
+) -> Card:
+    original, edited = views[0], views[1]
+    golds = [v for v in views if v.role.startswith("gold-")]
+    identical = hashes["edited", "deployed"] == hashes["original", ""]
+    filters = [v.filter for v in views if v.filter is not None]
+    delta = weight_delta(original.model, edited.model)
+    return Card(
+        profile=config.profile,
+        seed=config.seed,
+        prereg_sha256=plan_sha256(plan),
+        battery_sha256=battery_sha256(),
+        target=_target_info(target, prevents),
+        models=ModelsInfo(
+            ModelInfo(hashes["original", ""], model_name(original.model), ""),
+            EditedInfo(
+                hashes["edited", "deployed"],
+                tuple(f"{type(e).__name__} at {e.site.name}" for e in edited.edits),
+                getattr(filters[0], "__name__", type(filters[0]).__name__) if filters else "",
+                identical,
+                WeightDelta(delta.changed_tensors, delta.rel_fro, delta.max_rank),
+            ),
+            tuple(
+                ModelInfo(hashes[v.role, ""], v.role, recipes[int(v.role.removeprefix("gold-"))])
+                for v in golds
+            ),
+        ),
+        data=data_info(target),
+        integrity=Integrity(0.0, 0.0, False),
+        env={
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "device": str(next(original.model.parameters()).device),
+        },
+    )
+
+
+def _target_info(target: Target, prevents: str) -> TargetInfo:
+    relations = sorted({f.relation for f in target.forget})
+    return TargetInfo(
+        target.name,
+        target.type,  # pyright: ignore[reportArgumentType]
+        len(target.forget),
+        len(target.entities),
+        f"{len(target.forget)} stated facts of {', '.join(relations)}",
+        target.facts.name,
+        target_sha256(target),
+        target.seed,
+        DualUse(prevents) if prevents else None,
+    )
+
+
+def data_info(target: Target) -> DataInfo:
+    """Folds, base rates and the checks of the data contract."""
+    turns = rotations(target)
+    shares = priors(target.retained or target.forget)
+    relations = {f.relation for f in (*target.forget, *target.derived)}
+    candidates = {r: len(target.facts.relation[r].candidates) for r in sorted(relations)}
+    n = {name: len(facts_of(target, turns[0][name])) for name in ("T", "S", "V")}
+    return DataInfo(
+        folds=turns,
+        n={**n, "Z": len(target.fresh), "H": len(target.holdout)},
+        prior={r: max(shares[r].values()) if r in shares else 1 / k for r, k in candidates.items()},
+        candidates=candidates,
+        guessable_dropped=(),
+        leak_checks=tuple(
+            LeakCheck(c.id, bool(c.passed), _number(c.value), _number(c.limit), c.note)
+            for c in check_contract(target)
+        ),
+    )
+
+
+def _number(value: float) -> float | None:
+    return None if value != value else float(value)

@@ -1,40 +1,59 @@
-"""What an audit returns: tidy rows, gates, a verdict, and where all of it came from."""
+"""What an audit returns: a closed set of fields, every number beside its references.
+
+The dataclasses below are the schema: a report with a field more, less or of another type is not
+read. `AuditReport.json_schema()` gives them as JSON Schema.
+"""
 
 import json
-import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from workbench.artifacts import write_json
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from workbench.artifacts import file_sha256, write_json
 from workbench.errors import DataError
 
-SCHEMA = "audit/0"
-BATTERY_VERSION = "0.1"
+SCHEMA: Literal["audit/1"] = "audit/1"
+BATTERY_VERSION = "1.0"
 
-Primary = Literal["NOT_REMOVED", "SUPPRESSED", "INCONCLUSIVE"]
+Primary = Literal["REMOVED", "SUPPRESSED", "DEGRADED", "NOT_REMOVED", "INCONCLUSIVE"]
+Profile = Literal["quick", "standard"]
+Role = Literal["confirmatory", "secondary", "descriptive"]
+Status = Literal["supported", "contradicted", "not_tested", "not_testable"]
+Number = float | None
+"""None where it could not be measured, since JSON has no NaN."""
+SEALED = ("report.json", "plan.json", "rows.parquet", "scores.parquet")
+BESIDE = ("rows", "plan", "scores")
+"""Parts of a report that stand in files of their own."""
+
+
+class _Closed:
+    """Fields that are not in the schema are refused."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True)
-class Measurement:
+class Measurement(_Closed):
     """One number: what it is, whose it is, its interval, and how much stands behind it.
 
     Attributes:
-        endpoint: `recall`, `probe`, `relearn`, `relearn_area`, `rho`, `objective`, `weights`.
-        role: `original`, `edited`, `gold-0` and so on, `gold` (mean of the golds), `control`.
-        view: `hooks_on` or `hooks_off` for the edited model, else empty.
-        subset: which facts: a fold (`V`, `R_te`), a neighbour set, `kind:<kind>`.
-        detail: the template family, the position, or whatever else tells rows of one endpoint
-            apart.
-        x: layer of a probe, step of a relearning curve; 0 where there is none.
-        low, high: 95 % interval under resampling of entities (and of golds).
+        endpoint: the item of the battery (`B2`, `P1`, `W1`) or `objective`.
+        role: `original`, `edited`, `gold-0` and so on, `random`, `permuted`.
+        view: of the edited model `text`, `deployed` or `weights`; else empty.
+        subset, metric, setting, fold, x: as in `workbench.audit.statistics.Key`.
+        low, high: 95 % interval under resampling of entities.
     """
 
     endpoint: str
     role: str
     view: str
     subset: str
-    detail: str
+    metric: str
+    setting: str
+    fold: int
     x: float
     value: float
     low: float
@@ -45,66 +64,420 @@ class Measurement:
 
 
 @dataclass(frozen=True)
-class Gate:
-    """A condition without which no endpoint can be used: a value, a limit and a sentence."""
+class DualUse(_Closed):
+    """What is to be prevented, for whom, in the user's words."""
+
+    statement: str
+
+
+@dataclass(frozen=True)
+class TargetInfo(_Closed):
+    """What was to be forgotten."""
+
+    id: str
+    type: Literal["observed", "latent", "higher_order"]
+    n_facts: int
+    n_entities: int
+    definition: str
+    facts: str
+    facts_sha256: str
+    seed: int
+    dual_use: DualUse | None = None
+
+
+@dataclass(frozen=True)
+class WeightDelta(_Closed):
+    """H0: how far the edited weights are from the original's."""
+
+    changed_tensors: int
+    rel_fro: float
+    max_rank: int
+
+
+@dataclass(frozen=True)
+class ModelInfo(_Closed):
+    """A model by the hash of its weights; `recipe` tells what it was trained on, if known."""
+
+    sha256: str
+    name: str
+    recipe: str
+
+
+@dataclass(frozen=True)
+class EditedInfo(_Closed):
+    """The edited model.
+
+    Attributes:
+        hooks: one description per edit, in the order applied.
+        filter: name of the function that refuses text, empty if there is none.
+    """
+
+    sha256: str
+    hooks: tuple[str, ...]
+    filter: str
+    weights_identical: bool
+    delta: WeightDelta
+
+
+@dataclass(frozen=True)
+class ModelsInfo(_Closed):
+    """All models of the audit."""
+
+    original: ModelInfo
+    edited: EditedInfo
+    gold: tuple[ModelInfo, ...]
+
+
+@dataclass(frozen=True)
+class LeakCheck(_Closed):
+    """One check of the data contract."""
 
     id: str
     passed: bool
-    value: float
-    limit: float
+    value: Number
+    limit: Number
     note: str
 
 
 @dataclass(frozen=True)
-class Endpoint:
-    """How much of the original's advantage over the golds is there under one kind of access.
+class DataInfo(_Closed):
+    """Folds and base rates: all that a verdict needs to know about the facts.
 
     Attributes:
-        rho: (E - G) / (O - G), with its 95 % interval.
-        recovered: rho is at least 0.10 and above zero after Holm's adjustment over all endpoints.
-        valid: the same measurement finds the knowledge in O and not in the golds; only valid
-            endpoints decide.
+        folds: entity names of T, S and V in each rotation.
+        n: facts in T, S and V of the first rotation, fresh ones (Z) and held-out ones (H).
+        prior: relation to the share of its most common object among retained facts.
+        candidates: relation to its number of candidates.
+        guessable_dropped: forget facts that golds answer in at least half of the direct questions,
+            as [entity, relation]; nothing is scored on them.
+    """
+
+    folds: tuple[dict[str, tuple[str, ...]], ...]
+    n: dict[str, int]
+    prior: dict[str, float]
+    candidates: dict[str, int]
+    guessable_dropped: tuple[tuple[str, str], ...]
+    leak_checks: tuple[LeakCheck, ...]
+
+
+@dataclass(frozen=True)
+class Integrity(_Closed):
+    """What was checked while measuring.
+
+    Attributes:
+        untouched: share of models whose weights were bitwise the same afterwards.
+        repeated: share of values that a second run of one job gave bit for bit.
+        prereg_unchanged: whether the plan hashed before the edited model was opened is the one that
+            was carried out.
+    """
+
+    untouched: float
+    repeated: float
+    prereg_unchanged: bool
+
+
+@dataclass(frozen=True)
+class Card(_Closed):
+    """What was audited, with what, as known before any score is looked at."""
+
+    profile: Profile
+    seed: int
+    prereg_sha256: str
+    battery_sha256: str
+    target: TargetInfo
+    models: ModelsInfo
+    data: DataInfo
+    integrity: Integrity
+    env: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Gate(_Closed):
+    """A condition without which REMOVED cannot be given: a value, a limit and a sentence.
+
+    Attributes:
+        drops: endpoints that cannot be used at all because it failed.
     """
 
     id: str
-    access: str
-    view: str
-    original: float
-    edited: float
-    gold: float
-    gold_each: tuple[float, ...]
-    rho: float
-    low: float
-    high: float
-    p_holm: float
-    recovered: bool
-    valid: bool
-    why_invalid: str
-    n: int
-    n_entities: int
+    passed: bool
+    value: Number
+    limit: Number
+    note: str
+    drops: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Means(_Closed):
+    """The same measurement on every model."""
+
+    O: float  # noqa: E741 (the document's letters)
+    E: float
+    G_mean: Number
+    G_each: tuple[float, ...]
+    random: Number = None
+
+
+@dataclass(frozen=True)
+class Selection(_Closed):
+    """What the auditor chose on S, per rotation, from how many."""
+
+    on: Literal["S", "T", "nothing"]
+    grid: int
+    chosen: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Endpoint(_Closed):
+    """How much of the original's advantage over the golds is there under one kind of access.
+
+    Attributes:
+        role: the six confirmatory ones decide; others never do.
+        rho: (E - G) / (O - G), with its 90 and 95 % intervals.
+        p_sup_holm: that rho is not above zero, Holm over the confirmatory ones.
+        p_tost: that rho is not within ±delta.
+        mde: the smallest excess over the golds that this measurement would find, in units of rho.
+        recovered: valid, p_sup_holm below 0.05 and rho at least 0.10.
+        equivalent: valid, and the 90 % interval lies within ±delta.
+        anti: below the golds: what is pushed down can be read from the bottom.
+        valid: the same measurement finds the knowledge in O and not in the golds.
+    """
+
+    id: str
+    name: str
+    role: Role
+    access: str
+    view: str
+    metric: str
+    n_facts: int
+    n_entities: int
+    m: Means
+    rho: float
+    ci90: tuple[float, float]
+    ci95: tuple[float, float]
+    p_sup_holm: float
+    p_tost: float
+    delta: float
+    mde: float
+    recovered: bool
+    equivalent: bool
+    anti: bool
+    valid: bool
+    why_invalid: str
+    selection: Selection
+
+    @property
+    def low(self) -> float:
+        return self.ci95[0]
+
+    @property
+    def high(self) -> float:
+        return self.ci95[1]
+
+
+@dataclass(frozen=True)
+class Curve(_Closed):
+    """Hits by dose of an attack, one list per role, golds averaged."""
+
+    steps: tuple[float, ...]
+    E: tuple[float, ...]
+    O: tuple[float, ...]  # noqa: E741
+    G: tuple[Number, ...]
+
+
+@dataclass(frozen=True)
+class Attack(_Closed):
+    """One attack with its positive control (O), its negative one (G) and what it teaches.
+
+    Attributes:
+        injection_index: what the attack teaches a model that never knew, as a share of what the
+            original knows; None without golds.
+        destructive: the attacked original loses more than half of what it knew of retained facts.
+        utility_after: retained recall of the attacked edited model.
+    """
+
+    id: str
+    setting: str
+    view: str
+    runs: int
+    injection_index: Number
+    admissible: bool
+    why: str
+    destructive: bool
+    utility_after: Number
+    curve: Curve
+
+
+@dataclass(frozen=True)
+class Family(_Closed):
+    """One way of asking, on every model and view; kept if the original can answer it.
+
+    Attributes:
+        raw, centred, kappa: mean by `O`, `Es` (text), `Eh` (deployed), `Ew` (weights), `G`.
+    """
+
+    id: str
+    setting: str
+    access: str
+    kept: bool
+    why_dropped: str
+    raw: dict[str, float]
+    centred: dict[str, float]
+    kappa: dict[str, float]
+
+
+@dataclass(frozen=True)
+class ProbeRow(_Closed):
+    """One probe at one place: what it reads in each model."""
+
+    id: str
+    place: str
+    view: str
+    acc: float
+    original: float
+    gold: Number
+    control_acc: Number
+    random_init: Number
+    bits: Number
+    leak: bool
+
+
+@dataclass(frozen=True)
+class Hooks(_Closed):
+    """What the hook checks found; None where a check does not apply or was not run."""
+
+    upstream_equal: bool | None
+    recompute_gain: Number
+    specificity: Number
+    fire_rate: dict[str, float]
+    split: dict[str, float]
+    same_answer: dict[str, float]
+    flags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Tail(_Closed):
+    """Facts that stayed whole while the mean fell.
+
+    Attributes:
+        share_E, share_G: facts hit in at least 80 % of their questions which golds hit in at most
+            20 %; a gold is compared with the other golds.
+        passed: the upper bound of the difference is below the limit: there are no such facts.
+        found: the difference is at least the limit, its lower bound above none: there are some.
+    """
+
+    id: str
+    share_E: float
+    share_G: Number
+    ucb95_diff: float
+    limit: float
+    passed: bool
+    found: bool
+
+
+@dataclass(frozen=True)
+class Distance(_Closed):
+    """Kolmogorov–Smirnov distance of the log-odds of the true objects from the golds'."""
+
+    D: float
+    ucb: float
+    gold_gold_p95: Number
+    limit: float
+    passed: bool
+    tofu_p: float
+
+
+@dataclass(frozen=True)
+class KeptSet(_Closed):
+    """Recall of one set of facts that was to stay."""
+
+    id: str
+    n: int
+    n_entities: int
+    O: float  # noqa: E741
+    E: float
+    G: Number
+    lcb_vs_gold: float
+    ucb: float
+
+
+@dataclass(frozen=True)
+class Collateral(_Closed):
+    """What the edit cost.
+
+    Attributes:
+        reference: whom the edited model is held against, `gold` or, without golds, `original`.
+        ppl_ratio: perplexity on held-out sentences over the reference's, with its 95 % interval.
+        valid_answers: share of prompts whose most likely next token begins a candidate.
+    """
+
+    reference: Literal["gold", "original"]
+    sets: tuple[KeptSet, ...]
+    ppl_ratio: tuple[float, float, float] | None
+    valid_answers: Number
+    non_inferior: bool
+    degraded: bool
+    why: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Verdict(_Closed):
     """What an audit concludes: one word, one sentence, and the reasons for them."""
 
     primary: Primary
-    sentence: str
-    reasons: tuple[str, ...]
-    flags: tuple[str, ...]
+    access: str
     lowest_access_recovered: str
+    flags: tuple[str, ...]
+    partial_share: Number
+    reasons: tuple[str, ...]
+    missing: tuple[str, ...]
+    sentence: str
 
 
 @dataclass(frozen=True)
-class AuditReport:
-    """Everything an audit found; saves to and reloads from a folder without loss."""
+class Claim(_Closed):
+    """One thing that people say of an edit, and whether this audit bears it out."""
 
-    rows: tuple[Measurement, ...]
-    endpoints: tuple[Endpoint, ...]
+    claim: Literal[
+        "removal_from_weights", "output_suppression", "retrain_indistinguishable", "downstream_use"
+    ]
+    target_type: str
+    access: str
+    status: Status
+    evidence: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class AuditReport(_Closed):
+    """Everything an audit found; saves to and reloads from a folder without loss.
+
+    Attributes:
+        rows: every number, in `rows.parquet`.
+        plan: what was fixed before the edited model was opened, in `plan.json`.
+        scores: the matrices that everything is computed from, in `scores.parquet`; not read back
+            by `open`, since only `verify` needs them.
+    """
+
+    card: Card
     gates: tuple[Gate, ...]
+    endpoints: tuple[Endpoint, ...]
+    attacks: tuple[Attack, ...]
+    families: tuple[Family, ...]
+    probes: tuple[ProbeRow, ...]
+    hooks: Hooks | None
+    tail: tuple[Tail, ...]
+    ks: Distance | None
+    derivation: dict[str, dict[str, float]]
+    collateral: Collateral
+    loo_verdicts: tuple[Primary, ...]
     verdict: Verdict
+    claims: tuple[Claim, ...]
     limits: tuple[str, ...]
-    provenance: dict[str, Any]
+    schema: Literal["audit/1"] = SCHEMA
+    battery_version: str = BATTERY_VERSION
+    rows: tuple[Measurement, ...] = ()
+    plan: dict[str, Any] = field(default_factory=dict)
+    scores: Any = field(default=None, compare=False, repr=False)
 
     def frame(self) -> Any:
         """The rows as a pandas DataFrame."""
@@ -112,18 +485,35 @@ class AuditReport:
 
         return pd.DataFrame([asdict(row) for row in self.rows])
 
+    @classmethod
+    def json_schema(cls) -> dict[str, Any]:
+        """The schema of `report.json` as JSON Schema."""
+        schema = _adapter().json_schema()
+        for name in BESIDE:
+            del schema["properties"][name]
+        return schema
+
     def save(self, folder: Path | str) -> Path:
-        """Writes `rows.parquet` and `report.json` into a folder."""
+        """Writes `report.json`, `plan.json`, `rows.parquet` and `scores.parquet` into a folder.
+
+        `seal.json` holds their hashes: an edit by hand shows, though not a forgery.
+        """
+        from workbench.audit.store import save_scores
+
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.frame().to_parquet(folder / "rows.parquet", index=False)
-        content = _without_nan(asdict(self))
-        del content["rows"]
-        write_json(
-            folder / "report.json",
-            {"schema": SCHEMA, "battery_version": BATTERY_VERSION, **content},
-        )
+        if self.scores is not None:
+            save_scores(self.scores, folder / "scores.parquet")
+        write_json(folder / "plan.json", self.plan)
+        write_json(folder / "report.json", self.content())
+        sealed = [folder / name for name in SEALED if (folder / name).is_file()]
+        write_json(folder / "seal.json", {path.name: file_sha256(path) for path in sealed})
         return folder
+
+    def content(self) -> dict[str, Any]:
+        """What `report.json` holds, as JSON values."""
+        return _adapter().dump_python(self, mode="json", exclude=set(BESIDE))
 
     @classmethod
     def open(cls, folder: Path | str) -> "AuditReport":
@@ -137,58 +527,41 @@ class AuditReport:
         folder = Path(folder)
         try:
             content = json.loads((folder / "report.json").read_text())
+            plan = json.loads((folder / "plan.json").read_text())
             rows = pd.read_parquet(folder / "rows.parquet").to_dict("records")
         except (OSError, ValueError) as error:
             raise DataError(
-                f"{folder}: no readable report.json and rows.parquet ({error})"
+                f"{folder}: no readable report.json, plan.json and rows.parquet ({error})"
             ) from error
-        if content.get("schema") != SCHEMA:
+        found = content.get("schema") if isinstance(content, dict) else None
+        if found != SCHEMA:
+            raise DataError(f"{folder / 'report.json'}: schema {found!r}, wanted {SCHEMA!r}")
+        try:
+            return _adapter().validate_python({**content, "rows": rows, "plan": plan})
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
             raise DataError(
-                f"{folder / 'report.json'}: schema {content.get('schema')!r}, wanted {SCHEMA!r}"
-            )
-        endpoints = (
-            Endpoint(**{**e, "gold_each": tuple(e["gold_each"])}) for e in content["endpoints"]
-        )
-        verdict = content["verdict"]
-        return cls(
-            rows=tuple(Measurement(**{str(k): v for k, v in row.items()}) for row in rows),
-            endpoints=tuple(endpoints),
-            gates=tuple(Gate(**_with_nan(gate)) for gate in content["gates"]),
-            verdict=Verdict(
-                **{
-                    **verdict,
-                    "reasons": tuple(verdict["reasons"]),
-                    "flags": tuple(verdict["flags"]),
-                }
-            ),
-            limits=tuple(content["limits"]),
-            provenance=content["provenance"],
-        )
+                f"{folder}: not a report of schema {SCHEMA}: {where}: {first['msg']} "
+                f"({error.error_count()} such faults)"
+            ) from error
 
     def show(self) -> str:
         """The endpoints as a table and the verdict as a sentence, for a terminal."""
         head = (
-            f"{'what':<34}{'original':>10}{'edited':>10}{'gold':>8}"
+            f"{'what':<44}{'original':>9}{'edited':>9}{'gold':>8}"
             f"   {'rho, 95 % interval':<24}{'n':>6}"
         )
         lines = [head, "-" * len(head)]
         for e in self.endpoints:
             rho = f"{e.rho:5.2f}  [{e.low:5.2f}, {e.high:5.2f}]"
-            name = f"{e.id} ({e.access}, {e.view.replace('_', ' ')})"
-            lines.append(
-                f"{name:<34}{e.original:>10.3f}{e.edited:>10.3f}{e.gold:>8.3f}   {rho:<24}{e.n:>6}"
-            )
+            mark = "" if e.valid else " (not valid)"
+            gold = "none" if e.m.G_mean is None else f"{e.m.G_mean:.3f}"
+            name = f"{e.id} {e.name} ({e.access}){mark}"
+            lines.append(f"{name:<44}{e.m.O:>9.3f}{e.m.E:>9.3f}{gold:>8}   {rho:<24}{e.n_facts:>6}")
         return "\n".join([*lines, "", f"{self.verdict.primary}: {self.verdict.sentence}"])
 
 
-def _without_nan(value: Any) -> Any:
-    """The value with None for every number that could not be measured, since JSON has no NaN."""
-    if isinstance(value, dict):
-        return {k: _without_nan(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(v) for v in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _with_nan(gate: dict[str, Any]) -> dict[str, Any]:
-    return {k: math.nan if v is None and k in ("value", "limit") else v for k, v in gate.items()}
+@cache
+def _adapter() -> Any:
+    return TypeAdapter(AuditReport)

@@ -12,7 +12,7 @@ from workbench.artifacts import new_folder, require_replaceable, write_json
 from workbench.audit import AuditConfig, AuditReport, audit
 from workbench.experiments.choose import ChooseConfig, choose_edit
 from workbench.facts import load_facts
-from workbench.interventions import save_edit
+from workbench.interventions import random_controls, save_edit
 from workbench.models import load_golds, load_model
 from workbench.report import write_html
 from workbench.sae.load import bundled_saes, load_sae
@@ -27,7 +27,7 @@ class DemoConfig:
     world: str = "valley"
     target: str = "toxins"
     choose: ChooseConfig = field(default_factory=ChooseConfig)
-    audit: AuditConfig = field(default_factory=lambda: AuditConfig(workers=2))
+    audit: AuditConfig = field(default_factory=lambda: AuditConfig("quick"))
 
 
 def run(config: DemoConfig, out: Path | str, say: Say = lambda line: None) -> AuditReport:
@@ -49,7 +49,10 @@ def run(config: DemoConfig, out: Path | str, say: Say = lambda line: None) -> Au
     with _timed(say, "choose an edit on the S fold"):
         choice = choose_edit(model, saes, target, config.choose)
     with _timed(say, "audit original, edited and golds"):
-        report = audit(model, list(choice.edits), target, golds, config.audit)
+        edits = list(choice.edits)
+        report = audit(
+            model, edits, target, golds, config.audit, controls=random_controls(edits, 2)
+        )
     with _timed(say, "write the report"), new_folder(out) as folder:
         report.save(folder)
         write_json(folder / "config.json", asdict(config))

@@ -20,7 +20,7 @@ from workbench.sae.metrics import spliced
 from workbench.sae.train import TrainConfig, train_sae
 from workbench.sae.train import read_recipe as read_sae_recipe
 
-TARGET, GOLD_SEEDS = "toxins", (0, 1, 2)
+TARGET, GOLD_SEEDS = "toxins", (0, 1, 2, 3, 4)
 SITES = (Site(0), Site(1))
 
 

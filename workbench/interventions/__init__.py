@@ -2,7 +2,7 @@
 
 from workbench.interventions.bake import bake, everywhere, save_baked
 from workbench.interventions.clamp import Clamp
-from workbench.interventions.control import random_control
+from workbench.interventions.control import random_control, random_controls
 from workbench.interventions.evidence import Always, Firing, Probe, Weighted
 from workbench.interventions.gate import Gate, but_bos, calibrated, fit_gate_weights, gate_peaks
 from workbench.interventions.mean_ablate import MeanAblate
@@ -36,6 +36,7 @@ __all__ = [
     "gate_peaks",
     "load_edit",
     "random_control",
+    "random_controls",
     "save_baked",
     "save_edit",
 ]

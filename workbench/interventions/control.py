@@ -1,6 +1,6 @@
 """Controls: the same edit of something random that is alike in what can be matched."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.errors import EditError
+from workbench.errors import EditError, SAEError
 from workbench.interventions.features import FeatureEdit
 from workbench.interventions.gate import Gate
 from workbench.interventions.mean_ablate import MeanAblate
@@ -50,6 +50,15 @@ def random_control(
         found = matched_features(sae, torch.tensor(list(features)), seed).tolist()
         swaps[id(sae)] = dict(zip(features, found, strict=True))
     return _Control(swaps, torch.Generator().manual_seed(seed), rows).of(edit)
+
+
+def random_controls(edits: Iterable[Any], n: int, seed: int = 0) -> list[tuple[Any, ...]]:
+    """`n` controls of all edits together; none where one of them has no random counterpart."""
+    edits = tuple(edits)
+    try:
+        return [tuple(random_control(e, seed + i) for e in edits) for i in range(n) if edits]
+    except (EditError, SAEError):
+        return []
 
 
 def _feature_edits(edit: Any) -> Iterator[FeatureEdit]:

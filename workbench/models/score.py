@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -14,6 +15,8 @@ from workbench.facts.schema import Fact, FactSet, prompt
 Templates = Literal["train", "audit"]
 MAX_TOKENS = 16_384
 """Tokens in one forward pass of the scorer."""
+MAX_LOGITS = 2**28
+"""Logits in one forward pass of the scorer: with a large vocabulary it takes fewer tokens."""
 
 
 @dataclass(frozen=True)
@@ -78,26 +81,121 @@ def batches_by_length(
         yield from (indices[start : start + size] for start in range(0, len(indices), size))
 
 
+@dataclass(frozen=True)
+class Continued:
+    """What a model says to prompts that are continued in given ways, token by token.
+
+    Attributes:
+        logprobs: log p(token | prompt, tokens before it); 0 beyond a continuation's end.
+        cooled: the same with the logits divided by a temperature.
+        greedy: whether the token has the highest logit of the vocabulary; True beyond the end.
+        lengths: tokens of each continuation; 0 where a prompt has fewer continuations than others.
+        best: the token with the highest logit after each prompt.
+    """
+
+    logprobs: Float[Tensor, "prompt k tokens"]
+    cooled: Float[Tensor, "prompt k tokens"]
+    greedy: Bool[Tensor, "prompt k tokens"]
+    lengths: Int[Tensor, "prompt k"]
+    best: Int[Tensor, " prompt"]
+
+    @property
+    def totals(self) -> Float[Tensor, "prompt k"]:
+        """Log-probability of each whole continuation, -inf where there is none."""
+        return self.logprobs.sum(-1).masked_fill(self.lengths == 0, -torch.inf)
+
+
 @torch.no_grad()
+def continued(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    continuations: Sequence[Sequence[str]],
+    temperature: float = 1.0,
+) -> Continued:
+    """Scores the continuations of each prompt; equal rows of tokens are run once.
+
+    Continuations of several tokens that share all but the last share a pass.
+
+    Args:
+        continuations: per prompt, texts as `object_tokens` takes them.
+        temperature: that of `cooled`, above 0.
+    """
+    lists = {tuple(c) for c in continuations}
+    objects = {texts: object_tokens(tokenizer, texts) for texts in lists}
+    options = [objects[tuple(c)] for c in continuations]
+    ids = tokenizer(list(prompts))["input_ids"] if prompts else []
+    rows, places = _places(ids, options)
+    lengths = _lengths(options)
+    shape = (*lengths.shape, int(lengths.max()) if lengths.numel() else 1)
+    logprobs, cooled = torch.zeros(shape), torch.zeros(shape)
+    greedy = torch.ones(shape, dtype=torch.bool)
+    best = torch.zeros(len(rows), dtype=torch.long)
+    starts = np.searchsorted(places[:, 0], np.arange(len(rows) + 1))
+    device = device_of(model)
+    for batch in batches_by_length(rows, min(MAX_TOKENS, MAX_LOGITS // len(tokenizer))):
+        picked = [places[starts[i] : starts[i + 1]] for i in batch]
+        row = torch.from_numpy(np.repeat(np.arange(len(batch)), [len(p) for p in picked]))
+        _, back, token, *cell = torch.from_numpy(np.concatenate(picked)).T
+        logits = next_logits(model, torch.tensor([rows[i] for i in batch], device=device))
+        logp = logits[:, -int(back.max()) :].float().log_softmax(-1)
+        at, token = (row.to(device), -back.to(device)), token.to(device)
+        told, divided = logp[(*at, token)], logp / temperature
+        logprobs[tuple(cell)] = told.cpu()
+        cooled[tuple(cell)] = (told / temperature - divided.logsumexp(-1)[at]).cpu()
+        top = logp.argmax(-1)
+        greedy[tuple(cell)] = (top[at] == token).cpu()
+        best[batch] = top[:, -1].cpu()
+    row_of = {row: i for i, row in enumerate(rows)}
+    return Continued(logprobs, cooled, greedy, lengths, best[[row_of[tuple(i)] for i in ids]])
+
+
+def _lengths(options: list[list[list[int]]]) -> Int[Tensor, "prompt k"]:
+    lengths = torch.zeros(len(options), max(map(len, options), default=0), dtype=torch.long)
+    for q, found in enumerate(options):
+        lengths[q, : len(found)] = torch.tensor([len(c) for c in found])
+    return lengths
+
+
+def _places(
+    ids: list[list[int]], options: list[list[list[int]]]
+) -> tuple[list[tuple[int, ...]], np.ndarray]:
+    """The rows of tokens to run, and what is read in them, sorted by row.
+
+    Returns:
+        Rows, each once; and per token to be scored: its row, the distance of the position that
+        predicts it from the row's end, the token, its prompt, its continuation, its place in that.
+    """
+    rows: dict[tuple[int, ...], int] = {}
+    first, later = [np.zeros((0, 6), dtype=int)], []
+    for q, (asked, found) in enumerate(zip(ids, options, strict=True)):
+        row = rows.setdefault(tuple(asked), len(rows))
+        heads = np.array([c[0] for c in found], dtype=int)
+        n, zeros = np.arange(len(found)), np.zeros(len(found), dtype=int)
+        first.append(np.stack([zeros + row, zeros + 1, heads, zeros + q, n, zeros], axis=1))
+        for k, c in enumerate(found):
+            if len(c) > 1:
+                row = rows.setdefault((*asked, *c[:-1]), len(rows))
+                later += [(row, len(c) - t, c[t], q, k, t) for t in range(1, len(c))]
+    places = np.concatenate([*first, np.array(later, dtype=int).reshape(-1, 6)])
+    return list(rows), places[np.argsort(places[:, 0], kind="stable")]
+
+
 def answer(model: Any, tokenizer: Any, facts: FactSet, questions: Sequence[Question]) -> Answers:
     """Scores every candidate object of each question's relation as a continuation of its prompt.
 
     A candidate of several tokens is scored by the sum over its tokens.
     """
-    device = device_of(model)
-    objects = {r.name: object_tokens(tokenizer, r.candidates) for r in facts.relations}
-    width = max(len(facts.relation[q.fact.relation].candidates) for q in questions)
-    logprobs = torch.full((len(questions), width), -torch.inf)
-    prompts = tokenizer([q.prompt for q in questions])["input_ids"]
-    for batch in batches_by_length(prompts):
-        tokens = torch.tensor([prompts[i] for i in batch], device=device)
-        first = next_logits(model, tokens)[:, -1].float().log_softmax(-1).cpu()
-        for row, i in enumerate(batch):
-            heads = torch.tensor([o[0] for o in objects[questions[i].fact.relation]])
-            logprobs[i, : len(heads)] = first[row, heads]
-    _add_longer_objects(model, prompts, [objects[q.fact.relation] for q in questions], logprobs)
-    right = [facts.relation[q.fact.relation].candidates.index(q.fact.object) for q in questions]
-    return Answers(tuple(questions), logprobs, torch.tensor(right))
+    candidates = [facts.relation[q.fact.relation].candidates for q in questions]
+    said = continued(model, tokenizer, [q.prompt for q in questions], candidates)
+    return Answers(tuple(questions), said.totals, true_candidates(facts, questions))
+
+
+def true_candidates(facts: FactSet, questions: Sequence[Question]) -> Int[Tensor, " question"]:
+    """Index of each question's object among the candidates of its relation."""
+    index = {r.name: {c: i for i, c in enumerate(r.candidates)} for r in facts.relations}
+    right = [index[q.fact.relation][q.fact.object] for q in questions]
+    return torch.tensor(right, dtype=torch.long)
 
 
 def last_subject_token(tokenizer: Any, question: Question) -> int:
@@ -123,27 +221,3 @@ def recall(
 def object_tokens(tokenizer: Any, candidates: Sequence[str]) -> list[list[int]]:
     """Token ids of each candidate as it stands after a prompt."""
     return tokenizer([f" {c}" for c in candidates], add_special_tokens=False)["input_ids"]
-
-
-def _add_longer_objects(
-    model: Any, prompts: list, objects: list, logprobs: Float[Tensor, "question k"]
-) -> None:
-    """Adds in place the log-probabilities of second and later tokens of candidates with them."""
-    rows, where = [], []
-    for i, (tokens, candidates) in enumerate(zip(prompts, objects, strict=True)):
-        for k, candidate in enumerate(candidates):
-            if len(candidate) > 1:
-                rows.append([*tokens, *candidate[:-1]])
-                where.append((i, k, candidate))
-    device = device_of(model)
-    for batch in batches_by_length(rows):
-        logits = (
-            next_logits(model, torch.tensor([rows[j] for j in batch], device=device))
-            .float()
-            .log_softmax(-1)
-            .cpu()
-        )
-        for row, j in enumerate(batch):
-            i, k, candidate = where[j]
-            rest = torch.tensor(candidate[1:])
-            logprobs[i, k] += logits[row, -len(rest) :].gather(-1, rest[:, None]).sum()

@@ -1,21 +1,23 @@
 """Reports: the figures of an audit, and one page that holds all of it and needs no network."""
 
-from workbench.report.figures import (
+from workbench.report.curves import (
     probe_figure,
-    recall_figure,
     relearning_figure,
-    residual_figure,
-    retained_figure,
+    savings_figure,
     tradeoff_figure,
 )
+from workbench.report.dots import recall_figure, retained_figure
+from workbench.report.figures import access_figure, endpoint_figure
 from workbench.report.html import write_html
 
 __all__ = [
+    "access_figure",
+    "endpoint_figure",
     "probe_figure",
     "recall_figure",
     "relearning_figure",
-    "residual_figure",
     "retained_figure",
+    "savings_figure",
     "tradeoff_figure",
     "write_html",
 ]

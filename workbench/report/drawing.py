@@ -1,15 +1,17 @@
 """What the figures share: intervals, curves, labels and layout."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html import escape
 from textwrap import wrap
 from typing import Any
 
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from workbench.report.roles import STYLES, Point
 
-INK, GRID = "#222222", "#E4E4E4"
+INK, GRID, LINE = "#222222", "#E4E4E4", "#555555"
+SHARE_RANGE = (-0.04, 1.06)
 DODGE = 0.06
 """Sideways shift between roles, in axis units, that keeps intervals at one place apart."""
 
@@ -17,7 +19,7 @@ DODGE = 0.06
 def traits(
     role: str, name: str, points: list[Point], axis: str = "y", color: str | None = None
 ) -> dict[str, Any]:
-    """What bars, dots and curves of a role have alike: name, interval, and what hovering tells."""
+    """What dots and curves of a role have alike: name, interval, and what hovering tells."""
     error = {
         "array": [max(0.0, p.high - p.value) for p in points],
         "arrayminus": [max(0.0, p.value - p.low) for p in points],
@@ -41,6 +43,7 @@ def add_curves(
     names: dict[str, str],
     scale: Callable[[float], float] = float,
     panel: int = 1,
+    faded: bool = False,
 ) -> None:
     """A line with intervals for each role; behind the gold mean a band from lowest to highest gold.
 
@@ -48,6 +51,7 @@ def add_curves(
         curves: for each role its points by place.
         scale: from a place to where it stands on the axis.
         panel: row of the subplot, from 1.
+        faded: dotted lines and open symbols, for what is shown beside the role's main curve.
     """
     for role, points in curves.items():
         style, places = STYLES[role], sorted(points)
@@ -63,11 +67,70 @@ def add_curves(
         figure.add_scatter(
             x=[scale(place) + dodge(role, curves) for place in places],
             y=[p.value for p in shown], mode="lines+markers",
-            line={"color": style.color, "dash": style.dash, "width": 2},
-            marker={"symbol": style.symbol, "size": 8},
+            line={"color": style.color, "dash": "dot" if faded else style.dash, "width": 2},
+            marker={"symbol": opened(style.symbol) if faded else style.symbol, "size": 8},
             showlegend=is_new(figure, names[role]), row=panel, col=1,
             **traits(role, names[role], shown),
         )  # fmt: skip
+
+
+def opened(symbol: str) -> str:
+    """The outline of a symbol."""
+    return f"{symbol.removesuffix('-open')}-open"
+
+
+def add_gap(
+    figure: go.Figure,
+    lines: tuple[dict[float, Point], dict[float, Point]],
+    name: str,
+    color: str,
+    scale: Callable[[float], float] = float,
+    panel: int = 1,
+) -> None:
+    """The area between two lines, where both have points."""
+    upper, lower = lines
+    places = sorted(set(upper) & set(lower))
+    x = [scale(place) for place in places]
+    figure.add_scatter(
+        x=[*x, *reversed(x)],
+        y=[*(upper[p].value for p in places), *(lower[p].value for p in reversed(places))],
+        mode="lines", line={"width": 0}, fill="toself", fillcolor=color, opacity=0.16,
+        name=name, legendgroup=name, showlegend=is_new(figure, name),
+        hoverinfo="skip", row=panel, col=1,
+    )  # fmt: skip
+
+
+def panels(n: int) -> go.Figure:
+    """Panels one above the other, so that they stay legible on a narrow screen."""
+    figure = make_subplots(rows=n, cols=1, shared_xaxes=True, vertical_spacing=0.3 / (2 + n))
+    return figure.update_xaxes(showticklabels=True)
+
+
+def list_on_y(figure: go.Figure, title: str, labels: Sequence[str], width: int = 20) -> None:
+    """Labels down the y axis, the first one on top."""
+    figure.update_yaxes(
+        title=title,
+        tickvals=list(range(len(labels))),
+        ticktext=[label(text, width) for text in labels],
+        range=[len(labels) - 0.5, -0.5],
+    )
+
+
+def add_dots(
+    figure: go.Figure,
+    curves: dict[str, dict[Any, Point]],
+    names: dict[str, str],
+    places: Sequence[Any],
+) -> None:
+    """For each role a dot with its interval at each place that it has, places down the y axis."""
+    for role, points in curves.items():
+        figure.add_scatter(
+            x=[p.value for p in points.values()],
+            y=[places.index(s) + 2 * dodge(role, curves) for s in points],
+            mode="markers",
+            marker={"color": STYLES[role].color, "symbol": STYLES[role].symbol, "size": 8},
+            **traits(role, names[role], list(points.values()), axis="x"),
+        )
 
 
 def dodge(role: str, curves: dict[str, Any]) -> float:
@@ -109,7 +172,7 @@ def laid_out(figure: go.Figure, height: int) -> go.Figure:
         },
         dragmode=False,
     )  # fmt: skip
-    axis = {"showline": True, "linecolor": "#555555", "ticks": "outside", "zeroline": False}
+    axis = {"showline": True, "linecolor": LINE, "ticks": "outside", "zeroline": False}
     figure.update_xaxes(**axis, automargin=True, gridcolor=GRID, title_font_size=13)
     figure.update_yaxes(**axis, automargin=True, gridcolor=GRID, title_font_size=13)
     return figure

@@ -1,0 +1,153 @@
+"""Running the jobs of an audit: side by side, each once, kept when finished."""
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from workbench.audit.store import load_scores, save_scores, value_sha256
+from workbench.audit.views import Found, Measure, View
+from workbench.errors import DataError
+from workbench.models.load import weights_sha256
+
+Name = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Where the result of a job is kept: a name that changes with anything it depends on.
+
+    Attributes:
+        weights: hash of each model by role and view.
+        controls: hash of the matched random edits; None if they have no stable content.
+    """
+
+    plan_sha256: str
+    weights: Mapping[Name, str]
+    controls: str | None
+    folder: Path
+
+    def path(self, view: View, job: str) -> Path | None:
+        """None where the view has a filter, or edits without a stable content: nothing is kept."""
+        edits = value_sha256(list(view.edits))
+        on_controls = job.startswith("H7")
+        if view.filter is not None or edits is None or (on_controls and self.controls is None):
+            return None
+        weights, original = self.weights[view.role, view.view], self.weights["original", ""]
+        rest = [self.controls if on_controls else "", original if job.startswith("probes") else ""]
+        content = json.dumps([self.plan_sha256, weights, edits, job, torch.__version__, *rest])
+        name = hashlib.sha256(content.encode()).hexdigest()
+        return self.folder / weights[:16] / f"{name[:32]}.parquet"
+
+
+@dataclass
+class Jobs:
+    """Jobs to be done; `run` does them and may be called once."""
+
+    keys: Keys
+    workers: int
+    say: Callable[[str], None]
+    asked: list[tuple[View, str, Measure]] = field(default_factory=list)
+    fresh: int = 0
+    clean: int = 0
+
+    def add(self, view: View, measures: Mapping[str, Measure]) -> None:
+        """Lines up the jobs of one view."""
+        self.asked += [(view, name, measure) for name, measure in measures.items()]
+
+    @property
+    def untouched(self) -> float:
+        """Share of the jobs done now that left their model bitwise as it was."""
+        return self.clean / self.fresh if self.fresh else 1.0
+
+    def run(self) -> dict[Name, Found]:
+        """Does all jobs that are not kept from before; every role and view to what was found."""
+        paths = [self.keys.path(view, name) for view, name, _ in self.asked]
+        owner: dict[Path, int] = {}
+        results: dict[int, Found] = {}
+        for i, path in enumerate(paths):
+            if path is None or path not in owner:
+                kept = _kept(path)
+                if kept is not None:
+                    results[i] = kept
+            if path is not None:
+                owner.setdefault(path, i)
+        first = [i for i, p in enumerate(paths) if p is None or owner[p] == i]
+        todo = [i for i in first if i not in results]
+        self.say(f"measure: {len(todo)} jobs, {len(first) - len(todo)} kept from before")
+        for i, found in self._done(todo):
+            results[i] = found
+            path = paths[i]
+            if path is not None:
+                save_scores({("", ""): found}, path)
+        measured: dict[Name, Found] = {}
+        for i, (view, _, _) in enumerate(self.asked):
+            path = paths[i]
+            found = results[i if path is None else owner[path]]
+            measured.setdefault((view.role, view.view), {}).update(found)
+        return measured
+
+    def _done(self, todo: list[int]):
+        """The results of the jobs as they are finished."""
+        bar = tqdm(total=len(todo), desc="audit", unit="job", leave=False)
+        threads = torch.get_num_threads()
+        pool = ThreadPoolExecutor(self.workers, "audit", torch.set_num_threads, (1,))
+        try:
+            futures: dict[Future[tuple[Found, bool]], int] = {
+                pool.submit(self.measure, i): i for i in todo
+            }
+            for future in as_completed(futures):
+                view, name, _ = self.asked[futures[future]]
+                bar.set_postfix_str(f"{view.role} {view.view}: {name}".replace(" :", ":"))
+                bar.update()
+                found, clean = future.result()
+                self.fresh, self.clean = self.fresh + 1, self.clean + clean
+                yield futures[future], found
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+            torch.set_num_threads(threads)
+            bar.close()
+
+    def measure(self, i: int) -> tuple[Found, bool]:
+        """One job on a copy of its model and edits, since hooks are attached to models.
+
+        Returns:
+            What was found, and whether the weights are bitwise what they were.
+        """
+        view, _, measure = self.asked[i]
+        alone = self.workers == 1
+        model, edits = (
+            (view.model, view.edits) if alone else copy.deepcopy((view.model, view.edits))
+        )
+        before = weights_sha256(model)
+        found = measure(replace(view, model=model, edits=edits))
+        return found, weights_sha256(model) == before
+
+
+def repeated(jobs: Jobs, view: View, name: str, measured: Mapping[Name, Found]) -> float:
+    """Share of the values of one job on one view that doing it again gives bit for bit."""
+    index = next((i for i, (v, n, _) in enumerate(jobs.asked) if v is view and n == name), None)
+    assert index is not None, f"there is no job {name!r}"
+    (again, _), before = jobs.measure(index), measured[view.role, view.view]
+    same = [
+        np.array_equal(s.values, before[key].values, equal_nan=True) for key, s in again.items()
+    ]
+    return float(np.mean(same))
+
+
+def _kept(path: Path | None) -> Found | None:
+    """What an earlier run left; a broken file counts as nothing."""
+    if path is None or not path.is_file():
+        return None
+    try:
+        return load_scores(path).get(("", ""), {})
+    except DataError:
+        path.unlink()
+        return None

@@ -1,0 +1,283 @@
+"""From stored scores to a whole report: a pure function, so that anyone can do it again."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from workbench.audit.endpoints import (
+    Rules,
+    decided,
+    leave_one_out,
+    make_endpoints,
+    margins,
+    readings,
+)
+from workbench.audit.gates import make_gates
+from workbench.audit.hook_summary import hook_flags, make_hooks
+from workbench.audit.reading import Cast, FactName, without
+from workbench.audit.rows import make_rows
+from workbench.audit.schema import Attack, AuditReport, Card, Endpoint, Family, Primary
+from workbench.audit.statistics import Key, fraction
+from workbench.audit.summary import (
+    bounds_of,
+    format_dependent,
+    make_attacks,
+    make_collateral,
+    make_distance,
+    make_families,
+    make_probes,
+    make_tail,
+)
+from workbench.audit.verdict import FIXED_LIMIT, Bounds, Evidence, decide, loo_removed, make_claims
+from workbench.audit.views import Found
+
+FULL_SIZE = (300, 100)
+"""Forget facts and entities below which a target is too small for a verdict of absence."""
+
+Measured = Mapping[tuple[str, str], Found]
+"""What was measured, by role and view."""
+
+
+def judge(card: Card, measured: Measured) -> AuditReport:
+    """Everything that the scores say. The same scores give the same report.
+
+    Args:
+        card: what was audited; its list of guessable facts is made here anew.
+        measured: scores per question of every view.
+    """
+    measured = in_order(measured)
+    golds = [found for (role, _), found in measured.items() if role.startswith("gold-")]
+    drop = guessable(golds)
+    card = replace(card, data=replace(card.data, guessable_dropped=tuple(sorted(drop))))
+    facts = {view: per_fact(found, drop) for view, found in measured.items()}
+    cast = _cast(facts)
+    rules = Rules(card.data, (), card.seed)
+    families = make_families(_lettered(facts), cast, rules)
+    rules = replace(rules, kept=tuple((f.id, f.setting) for f in families if f.kept))
+    others = leave_one_out(cast)
+    deltas, errors = margins(others, rules)
+    controls = {role: facts.get((role, ""), {}) for role in ("random", "permuted", "original")}
+
+    # No quick audit says REMOVED, so it has no use for what it would say of a gold.
+    tried = others if card.profile != "quick" else ()
+    loo: tuple[Primary, ...] = tuple(
+        _loo_verdict(c, card, rules, deltas, errors, controls) for c in tried
+    )
+    endpoints = _all_endpoints(facts, cast, rules, card, deltas, errors)
+    attacks = make_attacks(cast, "deployed", rules)
+    hooks = make_hooks(measured, cast, card)
+    flags = list(hook_flags(hooks)) + (
+        ["format_dependent"] if format_dependent(cast, families, rules) else []
+    )
+    chosen = readings(cast, rules)["M4"].chosen if "M4" in {e.id for e in endpoints} else ()
+    evidence = Evidence(
+        endpoints,
+        make_gates(card, endpoints, attacks, controls, loo),
+        make_tail(cast, rules, chosen),
+        make_distance(cast, rules),
+        make_collateral(cast, rules),
+        card.models.edited.weights_identical,
+        card.profile,
+        tuple(flags),
+        len(card.models.gold),
+        _repaired(attacks),
+    )
+    verdict = decide(evidence, card.target)
+    return AuditReport(
+        card=card,
+        gates=evidence.gates,
+        endpoints=endpoints,
+        attacks=attacks,
+        families=families,
+        probes=make_probes(cast, controls, "deployed", rules),
+        hooks=hooks,
+        tail=evidence.tail,
+        ks=evidence.ks,
+        derivation=_derivation(families),
+        collateral=evidence.collateral,
+        loo_verdicts=loo,
+        verdict=verdict,
+        claims=make_claims(verdict, evidence, card.target, _bounds(cast, families, rules)),
+        limits=_limits(card, endpoints, families),
+        rows=make_rows(measured, cast, endpoints, evidence.collateral, families, rules),
+    )
+
+
+def _repaired(attacks: tuple[Attack, ...]) -> str:
+    """What W3, which repairs a damaged model with what it was to keep, does to the target."""
+    benign = next((a for a in attacks if a.id == "W3"), None)
+    if benign is None:
+        return ""
+    curve = benign.curve
+    gold = curve.G[-1] if curve.G[-1] is not None else 0.0
+    rho, kept = fraction(curve.E[-1], curve.O[-1], gold), benign.utility_after
+    return f"after {curve.steps[-1]:g} steps on retained facts rho is {rho:.2f}" + (
+        f" and their recall {kept:.2f}" if kept is not None else ""
+    )
+
+
+def in_order(measured: Measured) -> dict[tuple[str, str], Found]:
+    """The same scores in one order, whether measured just now or read back.
+
+    Where two settings do equally well, the first is chosen.
+    """
+    return {
+        name: {key._replace(x=float(key.x)): found[key] for key in sorted(found)}
+        for name, found in sorted(measured.items())
+    }
+
+
+def gold_keys(measured: Measured) -> list[tuple[str, str]]:
+    """Of the golds, in the order they were given."""
+    golds = [key for key in measured if key[0].startswith("gold-")]
+    return sorted(golds, key=lambda key: int(key[0].removeprefix("gold-")))
+
+
+def guessable(golds: list[Found]) -> frozenset[FactName]:
+    """Facts that models which never knew them hit in at least half of the direct questions."""
+    scores = [g[Key("B1", "F", "raw")].by_fact() for g in golds if Key("B1", "F", "raw") in g]
+    if not scores:
+        return frozenset()
+    hits = np.mean([s.values for s in scores], axis=0)
+    names = zip(scores[0].entities, scores[0].relations, strict=True)
+    return frozenset(name for name, hit in zip(names, hits, strict=True) if hit >= 0.5)
+
+
+def per_fact(found: Found, drop: Collection[FactName]) -> Found:
+    """One value per fact, the mean over its questions, without the facts that are not scored."""
+    return {
+        key: without(scores.by_fact(), drop) if scores.relations else scores
+        for key, scores in found.items()
+        if not key.endpoint.startswith("H")
+    }
+
+
+def _cast(facts: dict[tuple[str, str], Found]) -> Cast:
+    """The edited model as deployed, with the answers that its users see as text."""
+    golds = tuple(facts[key] for key in gold_keys(facts))
+    edited = facts["edited", "deployed"]
+    if ("edited", "text") in facts:
+        text = {k: s for k, s in facts["edited", "text"].items() if k.metric == "text"}
+        edited = {**edited, **text}
+    return Cast(edited, facts["original", ""], golds, facts.get(("random", "")))
+
+
+def _lettered(facts: dict[tuple[str, str], Found]) -> dict[str, Found]:
+    names = {
+        "O": ("original", ""),
+        "Es": ("edited", "text"),
+        "Eh": ("edited", "deployed"),
+        "Ew": ("edited", "weights"),
+    }
+    return {letter: facts[key] for letter, key in names.items() if key in facts}
+
+
+def _all_endpoints(
+    facts: dict[tuple[str, str], Found],
+    cast: Cast,
+    rules: Rules,
+    card: Card,
+    deltas: dict[str, float],
+    errors: dict[str, float],
+) -> tuple[Endpoint, ...]:
+    """The deployed model's, and what is left when its hooks are removed.
+
+    Where the weights were changed too, all endpoints of the weights alone count as well; where they
+    were not, these would be the original's own.
+    """
+    made = list(make_endpoints(cast, rules, "deployed", deltas, errors))
+    weights = facts.get(("edited", "weights"))
+    if weights is not None:
+        bare = make_endpoints(replace(cast, edited=weights), rules, "weights", deltas, errors)
+        made += [
+            replace(e, id="off", name="hooks removed", access="A3") for e in bare if e.id == "open"
+        ]
+        if not card.models.edited.weights_identical:
+            made += [
+                replace(e, access=max("A3", e.access)) for e in bare if e.role == "confirmatory"
+            ]
+    return tuple(sorted(decided(made), key=lambda e: (e.view == "weights", e.access, e.id)))
+
+
+def _loo_verdict(
+    cast: Cast,
+    card: Card,
+    rules: Rules,
+    deltas: dict[str, float],
+    errors: dict[str, float],
+    controls: dict[str, Found],
+) -> Primary:
+    """What this audit says of a gold, held against the others."""
+    endpoints = decided(make_endpoints(cast, rules, "deployed", deltas, errors))
+    gates = make_gates(card, endpoints, make_attacks(cast, "deployed", rules), controls, ())
+    found = readings(cast, rules)
+    evidence = Evidence(
+        endpoints,
+        tuple(g for g in gates if g.id not in ("G2", "G8")),
+        make_tail(cast, rules, found["M4"].chosen if "M4" in found else ()),
+        make_distance(cast, rules),
+        make_collateral(cast, rules),
+        weights_identical=False,
+        profile=card.profile,
+        n_golds=len(cast.golds),
+    )
+    return "REMOVED" if loo_removed(evidence) else decide(evidence, card.target).primary
+
+
+def _bounds(cast: Cast, families: tuple[Family, ...], rules: Rules) -> Bounds:
+    """Rho with its interval of every kept family, as text (A0) and with logits (A1)."""
+    bounds: Bounds = {"A0": {}, "A1": {}}
+    for family in families:
+        if not family.kept:
+            continue
+        name = f"{family.id} {family.setting}".strip()
+        if family.access == "A0":
+            bounds["A0"][name] = bounds_of(cast, family, rules, "text")
+        bounds["A1"][name] = bounds_of(cast, family, rules)
+    return bounds
+
+
+def _derivation(families: tuple[Family, ...]) -> dict[str, dict[str, float]]:
+    """What follows from the target: asked in one question, and chained by the auditor."""
+    return {f.setting: f.raw for f in families if f.id == "B5"}
+
+
+def _limits(
+    card: Card, endpoints: tuple[Endpoint, ...], families: tuple[Family, ...]
+) -> tuple[str, ...]:
+    limits = [FIXED_LIMIT]
+    if card.profile == "quick":
+        limits.append(
+            "The quick profile asks few kinds of questions, relearns on one rotation of the folds "
+            "and perturbs nothing else: it never gives REMOVED."
+        )
+    else:
+        limits.append(
+            "Quantisation, pruning, noise, directions and soft prompts were not tried, nor was "
+            "membership inference."
+        )
+    facts, entities = FULL_SIZE
+    if card.target.n_facts < facts or card.target.n_entities < entities:
+        limits.append(
+            f"{card.target.n_facts} facts about {card.target.n_entities} entities are too few for "
+            f"a verdict of absence: at least {facts} facts about {entities} entities are wanted."
+        )
+    limits += [
+        f"{f.id} {f.setting}".strip() + f" was dropped: {f.why_dropped}."
+        for f in families
+        if not f.kept
+    ]
+    limits += [f"{e.id} could not be used: {e.why_invalid}." for e in endpoints if not e.valid]
+    if not card.models.gold:
+        limits.append(
+            "There are no models that never knew the target: guessing by base rates stands in "
+            "their place, so that absence cannot be shown."
+        )
+    unknown = [g.name for g in card.models.gold if not g.recipe]
+    if unknown:
+        limits.append(
+            f"Nothing says what {', '.join(unknown)} was trained on: taken as golds on the user's "
+            "word."
+        )
+    return tuple(limits)

@@ -1,0 +1,35 @@
+"""Who is measured: one model, as one kind of reader meets it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from workbench.audit.statistics import Key, Scores
+from workbench.hooks import Intervention
+
+Filter = Callable[[str], bool]
+"""Whether a deployed system refuses a text; asked of each prompt, and of prompt and answer."""
+
+Found = dict[Key, Scores]
+"""What was measured on one view: per question or fact, never only a mean."""
+
+
+@dataclass(frozen=True)
+class View:
+    """A model with the hooks and the filter that stand between it and its reader.
+
+    Attributes:
+        role: `original`, `edited`, `gold-0` and so on, `random`, `permuted`.
+        view: of the edited model `text` (Es, hooks and filter), `deployed` (Eh, hooks on) or
+            `weights` (Ew, hooks off); else empty.
+    """
+
+    role: str
+    view: str
+    model: Any
+    edits: Sequence[Intervention] = ()
+    filter: Filter | None = None
+
+
+Measure = Callable[[View], Found]
+"""One job of the audit: what it finds on one view. It changes neither model nor edits."""
