@@ -268,7 +268,7 @@ class _Draw:
         return found
 
     def retained(self, kept: float, blur: float) -> Found:
-        found = {Key("B2", s, "raw"): self.stays(80, kept, 3) for s in ("R_te", "U", "N1")}
+        found = {Key("kept", s, "raw"): self.stays(80, kept, 3) for s in ("R_te", "U", "N1")}
         found[Key("text", "R_te", "valid")] = valid = self.stays(80, kept)
         nats = np.random.default_rng(0).normal(2, 0.3, len(valid.values)) + blur
         return found | {Key("text", "kept", "nll_nats"): replace(valid, values=nats)}

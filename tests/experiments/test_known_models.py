@@ -21,7 +21,6 @@ from workbench.experiments.known_models import (
     tuned,
     weights,
 )
-from workbench.experiments.known_models.copies import copied
 from workbench.experiments.known_models.hooked import saes_of
 from workbench.experiments.known_models.train import Steps, told
 from workbench.facts import load_facts
@@ -29,6 +28,7 @@ from workbench.facts.contract import priors
 from workbench.facts.schema import Fact, prompt
 from workbench.hooks import edited
 from workbench.models import answer, ask, load_golds, load_model, recall, weights_sha256
+from workbench.models.copies import copied
 from workbench.models.score import Answers
 
 FACTS = load_facts("valley")

@@ -77,7 +77,7 @@ def ask(rng: np.random.Generator, knows: dict[str, float]) -> Found:
         found[Key("B5", "D", metric, "latent")] = put(rng, ENTITIES[:10], knows["asked"])
     for name in SETS:
         for metric in ("raw", "text"):
-            found[Key("B2", name, metric)] = put(rng, KEPT, knows["kept"], 2)
+            found[Key("kept", name, metric)] = put(rng, KEPT, knows["kept"], 2)
     valid = put(rng, KEPT, 1.0)
     found[Key("text", "R_te", "valid")] = valid
     nats = rng.normal(0.5 + 2 * (knows["kept"] < 0.5), 0.02, len(valid.values))

@@ -217,5 +217,5 @@ def test_retained_dots_are_the_rows_and_every_set_has_a_label(report) -> None:
     dots = traces(figure)["edited, hooks on"]
     for x, y in zip(dots.x, dots.y, strict=True):
         subset = labels(figure)[round(y)].replace("kind: ", "kind:").split()[0]
-        wanted = {"endpoint": "B2", "role": "edited", "view": "deployed", "metric": "text"}
+        wanted = {"endpoint": "kept", "role": "edited", "view": "deployed", "metric": "text"}
         assert x == find(report, subset=subset, **wanted)[0].value

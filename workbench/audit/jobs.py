@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from workbench.audit.store import load_scores, save_scores, value_sha256
 from workbench.audit.views import Found, Measure, View
 from workbench.errors import DataError
+from workbench.models.copies import copied
 from workbench.models.load import weights_sha256
 
 Name = tuple[str, str]
@@ -123,9 +124,9 @@ class Jobs:
         """
         view, _, measure = self.asked[i]
         alone = self.workers == 1
-        model, edits = (
-            (view.model, view.edits) if alone else copy.deepcopy((view.model, view.edits))
-        )
+        model, edits = view.model, view.edits
+        if not alone:
+            model, edits = copied(model), copy.deepcopy(edits)
         before = weights_sha256(model)
         found = measure(replace(view, model=model, edits=edits))
         return found, weights_sha256(model) == before

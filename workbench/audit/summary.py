@@ -302,8 +302,9 @@ def make_distance(cast: Cast, rules: Rules) -> Distance | None:
     edited = cast.edited[key]
     golds = [g[key] for g in cast.golds]
     draws = np.mean([ks_draws(edited, g, rules.seed) for g in golds], axis=0)
+    # Upper bounds are held against upper bounds: resampling lifts a distance from itself.
     pairs = [
-        float(ks_draws(a, b, rules.seed, resamples=1)[0])
+        float(np.quantile(ks_draws(a, b, rules.seed)[1:], 0.95))
         for i, a in enumerate(golds)
         for b in golds[i + 1 :]
     ]
@@ -315,8 +316,8 @@ def make_distance(cast: Cast, rules: Rules) -> Distance | None:
 
 def make_collateral(cast: Cast, rules: Rules) -> Collateral:
     """What the edit cost in facts that were to stay, in text and in the form of its answers."""
-    subsets = [k.subset for k in cast.edited if k[:1] == ("B2",) and k[2:4] == ("text", "")]
-    sets = tuple(_kept_set(s, cast, rules.seed) for s in subsets if s not in ("F", "D"))
+    subsets = [k.subset for k in cast.edited if k.endpoint == "kept" and k.metric == "text"]
+    sets = tuple(_kept_set(s, cast, rules.seed) for s in subsets)
     by_id = {s.id: s for s in sets}
     ppl = _perplexity(cast, rules.seed)
     valid = cast.edited.get(Key("text", "R_te", "valid"))
@@ -361,7 +362,7 @@ def _broken(
 
 
 def _kept_set(subset: str, cast: Cast, seed: int) -> KeptSet:
-    raw, text = (Key("B2", subset, metric) for metric in ("raw", "text"))
+    raw, text = (Key("kept", subset, metric) for metric in ("raw", "text"))
     # As users read it, where the original can be read so: a filter that refuses them is a loss.
     key = text if cast.original[text].mean >= 0.5 * cast.original[raw].mean else raw
     scores = [found[key] for found in cast.models]

@@ -152,7 +152,12 @@ def _trap_entry(
         "flags": [],
         "seed": 0,
         "ok": trap.ok,
-        "evidence": {"broken": trap.broken, "honest": trap.honest, "limit": trap.limit},
+        "evidence": {
+            "broken": trap.broken,
+            "honest": trap.honest,
+            "beside": trap.beside,
+            "limit": trap.limit,
+        },
     }
 
 

@@ -60,7 +60,7 @@ def family_name(id_: str, setting: str) -> str:
 def retained_figure(report: AuditReport) -> go.Figure:
     """Recall of every set of facts that was to stay, as text or, where the audit took it, raw."""
     found = {s.id: s.O for s in report.collateral.sets}
-    about = [r for r in report.rows if (r.endpoint, r.setting) == ("B2", "") and r.subset in found]
+    about = [r for r in report.rows if r.endpoint == "kept" and r.subset in found]
     known = {(r.subset, r.metric): r.value for r in about if r.role == "original"}
     taken = {
         s: min(("text", "raw"), key=lambda m: abs(known.get((s, m), 2.0) - value))

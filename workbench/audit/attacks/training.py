@@ -1,6 +1,5 @@
 """Fine-tuning a copy of a model through its live edits: what all tampering attacks share."""
 
-import copy
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from workbench.audit.statistics import Key
 from workbench.audit.views import Found, View
 from workbench.facts.schema import Fact, FactSet, statement
 from workbench.hooks import edited
+from workbench.models.copies import copied
 from workbench.models.score import device_of
 from workbench.models.train import lm_loss, pad_rows
 
@@ -51,7 +51,7 @@ def finetuned(view: View, course: Course, steps: Sequence[int]) -> Iterator[tupl
     they are, and nothing is drawn from the global random state. Dropout is off throughout: the same
     view, course and steps give the same weights.
     """
-    attacked = copy.deepcopy(view.model).eval()
+    attacked = copied(view.model).eval()
     weights = _trained(attacked, course)
     optimizer = torch.optim.AdamW(weights, lr=course.lr, weight_decay=0.0, fused=True)
     rows, done = batches(view.model.tokenizer, course), 0

@@ -1,14 +1,15 @@
 """Models that know nothing: what an audit must find nothing in."""
 
-import copy
 from typing import Any
 
 import torch
 
+from workbench.models.copies import copied
+
 
 def permuted(model: Any, seed: int = 0) -> Any:
     """A copy of the model, shuffled within each parameter: the same numbers, no knowledge."""
-    shuffled, generator = copy.deepcopy(model), torch.Generator().manual_seed(seed)
+    shuffled, generator = copied(model), torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in shuffled.parameters():
             order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
@@ -18,7 +19,7 @@ def permuted(model: Any, seed: int = 0) -> Any:
 
 def random_init(model: Any, seed: int = 0) -> Any:
     """A copy of the model with normal draws of each parameter's own mean and spread."""
-    drawn, generator = copy.deepcopy(model), torch.Generator().manual_seed(seed)
+    drawn, generator = copied(model), torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in drawn.parameters():
             values = parameter.float()

@@ -10,9 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import Parameter, functional
 
-from workbench.experiments.known_models.copies import copied
 from workbench.facts.schema import Fact, prompt
 from workbench.facts.target import Target
+from workbench.models.copies import copied
 from workbench.models.score import device_of, next_logits, object_tokens
 
 Loss = Callable[[Any], Float[Tensor, ""]]

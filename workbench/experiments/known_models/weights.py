@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch.nn import Parameter
 
-from workbench.experiments.known_models.copies import copied
 from workbench.experiments.known_models.train import told
 from workbench.facts.target import Target
+from workbench.models.copies import copied
 
 BIAS_NATS = (13.0, 16.0)
 """Range from which a seed draws the bias."""
