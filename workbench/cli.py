@@ -27,10 +27,7 @@ SCORES = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; errors that the user can mend are one line on stderr and exit status 2."""
-    given = list(sys.argv[1:] if argv is None else argv)
-    if given[:2] == ["audit", "verify"]:
-        given[:2] = ["verify"]
-    args = _parser().parse_args(given)
+    args = parsed(sys.argv[1:] if argv is None else argv)
     try:
         COMMANDS[args.command](args)
     except WorkbenchError as error:
@@ -41,6 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"workbench: interrupted; {why}\n")
         return 130
     return 0
+
+
+def parsed(argv: Sequence[str]) -> argparse.Namespace:
+    """What was asked for; `audit verify REPORT` is the command `verify`."""
+    given = ["verify", *argv[2:]] if list(argv[:2]) == ["audit", "verify"] else argv
+    return _parser().parse_args(given)
 
 
 def _parser() -> argparse.ArgumentParser:

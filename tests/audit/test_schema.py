@@ -13,7 +13,7 @@ from workbench.audit import AuditReport, Measurement
 from workbench.audit.schema import BATTERY_VERSION, BESIDE, SCHEMA
 from workbench.errors import DataError
 
-FILES = {"report.json", "plan.json", "rows.parquet", "scores.parquet"}
+FILES = {"report.json", "plan.json", "rows.parquet", "scores.parquet", "seal.json"}
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_report_of_another_schema_is_refused(folder: Path) -> None:
         AuditReport.open(folder)
 
 
-@pytest.mark.parametrize("name", sorted(FILES - {"scores.parquet"}))
+@pytest.mark.parametrize("name", sorted(FILES - {"scores.parquet", "seal.json"}))
 @pytest.mark.parametrize("broken", [True, False])
 def test_incomplete_or_broken_report_is_refused(folder: Path, name: str, broken: bool) -> None:
     (folder / name).unlink()
