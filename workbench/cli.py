@@ -23,6 +23,7 @@ SCORES = (
     "effect",
 )
 """The scores of `workbench.locate`, whose import would take seconds."""
+Command = Callable[[str, str], argparse.ArgumentParser]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,6 +63,14 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=Path("runs/demo"), help="folder to write (default: %(default)s)"
     )
 
+    _add_model_commands(command)
+    _add_sae_commands(command)
+    _add_edit_commands(command)
+    _add_audit_commands(command)
+    return parser
+
+
+def _add_model_commands(command: Command) -> None:
     facts = command("facts", "read a fact set, check its data contract, and print what it holds")
     facts.add_argument("facts", help="valley, a .jsonl file, or a CounterFact .json file")
     facts.add_argument("--target", help="also build this target and check its contract")
@@ -110,28 +119,38 @@ def _parser() -> argparse.ArgumentParser:
     harvest.add_argument("--context-size", type=int)
     harvest.add_argument("--device", default="cpu")
 
-    _add_sae_commands(command)
 
+def _add_edit_commands(command: Command) -> None:
     for name, help in (
         ("locate", "rank an SAE's features by how much they belong to a target"),
         (
             "choose-edit",
             "choose a gated clamp of the target's features on facts that are not scored",
         ),
-        ("audit", "measure what is left of a target in an edited model, and decide"),
     ):
         sub = command(name, help)
-        sub.add_argument("model")
-        sub.add_argument("facts")
-        sub.add_argument("target")
-        sub.add_argument("--out", type=Path, required=True)
-        if name == "audit":
-            _add_audit_options(sub)
-        else:
-            sub.add_argument("--sae", nargs="+" if name == "choose-edit" else None, required=True)
-            sub.add_argument("--k", type=int, default=64)
+        _add_target(sub)
+        sub.add_argument("--sae", nargs="+" if name == "choose-edit" else None, required=True)
+        sub.add_argument("--k", type=int, default=64)
         if name == "locate":
             sub.add_argument("--method", choices=SCORES, default="frequency")
+
+
+def _add_audit_commands(command: Command) -> None:
+    audit = command("audit", "measure what is left of a target in an edited model, and decide")
+    _add_target(audit)
+    audit.add_argument("--edit", type=Path, help="folder of a saved edit")
+    audit.add_argument("--edited-model", help="a model with changed weights, under the edit if any")
+    audit.add_argument(
+        "--golds", nargs="*", default=[], help="models that never knew; three or more for REMOVED"
+    )
+    audit.add_argument("--profile", choices=("quick", "standard"), default="standard")
+    audit.add_argument("--prevents", default="", help="what the edit is to prevent, for whom")
+    audit.add_argument("--seed", type=int, default=0)
+    audit.add_argument(
+        "--workers", type=int, default=2, help="jobs at a time (default: %(default)s)"
+    )
+    audit.add_argument("--cache", type=Path, help="folder of finished jobs (default: the user's)")
 
     verify = command("verify", "compute a saved audit report again from its stored scores")
     verify.add_argument("report", type=Path, help="folder that an audit wrote")
@@ -144,23 +163,16 @@ def _parser() -> argparse.ArgumentParser:
     calibrate.add_argument("--seeds", type=int, default=1, help="edits of each case that has seeds")
     calibrate.add_argument("--cache", type=Path, help="folder of finished jobs")
     calibrate.add_argument("--workers", type=int, default=2)
-    return parser
 
 
-def _add_audit_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--edit", type=Path, help="folder of a saved edit")
-    sub.add_argument("--edited-model", help="a model with changed weights, under the edit if any")
-    sub.add_argument(
-        "--golds", nargs="*", default=[], help="models that never knew; three or more for REMOVED"
-    )
-    sub.add_argument("--profile", choices=("quick", "standard"), default="standard")
-    sub.add_argument("--prevents", default="", help="what the edit is to prevent, for whom")
-    sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--workers", type=int, default=2, help="jobs at a time (default: %(default)s)")
-    sub.add_argument("--cache", type=Path, help="folder of finished jobs (default: the user's)")
+def _add_target(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("model")
+    sub.add_argument("facts")
+    sub.add_argument("target")
+    sub.add_argument("--out", type=Path, required=True)
 
 
-def _add_sae_commands(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
+def _add_sae_commands(command: Command) -> None:
     sae = command(
         "train-sae",
         "train sparse autoencoders on harvested activations; started by torchrun, on all its "
@@ -379,7 +391,7 @@ def _choose_edit(args: argparse.Namespace) -> None:
 
 
 def _audit(args: argparse.Namespace) -> None:
-    from workbench.artifacts import write_json
+    from workbench.artifacts import new_folder, require_replaceable, write_json
     from workbench.audit import AuditConfig, audit, make_plan, plan_sha256
     from workbench.facts import load_facts
     from workbench.interventions import load_edit, random_controls
@@ -388,10 +400,13 @@ def _audit(args: argparse.Namespace) -> None:
 
     if args.edit is None and args.edited_model is None:
         raise WorkbenchError("give --edit, --edited-model or both")
+    require_replaceable(args.out)
     target = load_facts(args.facts).target(args.target)
     config = AuditConfig(args.profile, args.seed, args.workers)
     plan = make_plan(target, config)
-    write_json(args.out / "plan.json", plan)  # before the edited model is opened
+    fixed = args.out.with_name(f"{args.out.name}-plan.json")
+    write_json(fixed, plan)  # before the edited model is opened
+    _say(f"plan: {fixed}, hash {plan_sha256(plan)[:12]}")
     edits = list(load_edit(args.edit)) if args.edit else []
     changed = [load_model(args.edited_model)] if args.edited_model else []
     report = audit(
@@ -406,8 +421,10 @@ def _audit(args: argparse.Namespace) -> None:
         prevents=args.prevents,
         cache=args.cache,
     )
-    report.save(args.out)
-    _say(f"\n{report.show()}\n\nreport: {write_html(report, args.out)}")
+    with new_folder(args.out) as folder:
+        report.save(folder)
+        page = write_html(report, folder).name
+    _say(f"\n{report.show()}\n\nreport: {args.out / page}")
 
 
 def _verify(args: argparse.Namespace) -> None:

@@ -155,7 +155,7 @@ class Synthetic:
                 ModelInfo("0" * 64, "original", ""),
                 EditedInfo(
                     "0" * 64 if identical else "e" * 64,
-                    ("Blank at embed",) if identical else (),
+                    ("Blank at blocks.0.hook_resid_pre",) if identical else (),
                     "",
                     identical,
                     WeightDelta(*((0, 0.0, 0) if identical else (3, 0.1, 8))),

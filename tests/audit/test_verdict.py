@@ -18,7 +18,7 @@ from workbench.audit.schema import (
     Tail,
     TargetInfo,
 )
-from workbench.audit.verdict import FIXED_LIMIT, Evidence, decide, loo_removed, make_claims
+from workbench.audit.verdict import FIXED_LIMIT, Evidence, decide, make_claims
 
 TARGET = TargetInfo("toxins", "observed", 300, 100, "300 stated facts", "small", "ab", 0)
 ACCESS = {"open": "A0", "M1": "A1", "M2": "A1", "M3": "A2", "M4": "A4", "M5": "A4", "M6": "A4"}
@@ -271,14 +271,6 @@ def test_sentence_on_suppression_names_the_best_attack_and_the_least_access() ->
     assert {r.split(maxsplit=1)[0] for r in verdict.reasons} == {"M3", "M4"}
     assert decide(REMOVED, TARGET).lowest_access_recovered == "none"
     assert "does not prove absence" in FIXED_LIMIT
-
-
-def test_a_gold_is_not_asked_for_more_golds_nor_for_another_profile() -> None:
-    spared = replace(REMOVED, profile="quick", gates=(*failing("G8"), gate("G2", False)))
-    assert loo_removed(spared)
-    for name in ("G1", "G3", "G4", "G5", "G6", "G7", "G9"):
-        assert not loo_removed(replace(REMOVED, gates=failing(name)))
-    assert not loo_removed(but(back("M4", 0.5)))
 
 
 @pytest.mark.parametrize("case", CASES)

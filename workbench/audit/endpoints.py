@@ -187,7 +187,7 @@ def _mode(codes: np.ndarray) -> float | None:
 
 
 def _read_savings(cast: Cast, rules: Rules) -> Reading | None:
-    """W2: how much sooner these facts are learned than fresh ones about the same names."""
+    """W2: how much sooner these facts are learned than false ones about the same names."""
     plus: list[list[Scores]] = [[] for _ in cast.models]
     minus: list[list[Scores]] = [[] for _ in cast.models]
     for fold in sorted({k.fold for k in cast.edited if k.endpoint == "W2"}):
@@ -246,7 +246,7 @@ def _endpoint(
     e, o, g = reading.draws(rules.seed)
     draws = residual_draws(e, o, g, reading.few)
     rho = fraction(edited, original, reading.gold)
-    reasons = why_invalid(name, reading, rules.seed)
+    reasons = why_invalid(name, reading, o, g)
     error = spread(draws) if error is None else error
     pushed_down = name in ("open", "M1", "M3") and float(np.quantile(draws, 0.975)) < -delta
     wide, narrow = percentile(rho, draws), percentile(rho, draws, 0.90)
@@ -282,10 +282,13 @@ def _endpoint(
     )
 
 
-def why_invalid(name: str, reading: Reading, seed: int) -> list[str]:
-    """Why this measurement cannot be used: it misses what O knows, or finds it in the golds."""
+def why_invalid(name: str, reading: Reading, o: np.ndarray, g: np.ndarray) -> list[str]:
+    """Why this measurement cannot be used: it misses what O knows, or finds it in the golds.
+
+    Args:
+        o, g: resampled values of O and of the golds' mean.
+    """
     original, gold = reading.means[1], reading.gold
-    _, o, g = reading.draws(seed)
     reasons = []
     if original - gold < MIN_SPAN:
         reasons.append(

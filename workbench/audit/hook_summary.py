@@ -1,6 +1,6 @@
 """What the hook checks say together."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from workbench.audit.reading import Cast
 from workbench.audit.schema import Card, Hooks
 from workbench.audit.statistics import Key, Scores, p_above_zero, resampled_means
 from workbench.audit.views import Found
+from workbench.hooks import Site
 
 EVASION_SHARE, EVASION_HITS, RECOMPUTED = 0.05, 0.5, 0.1
 
@@ -24,7 +25,7 @@ def make_hooks(measured: Mapping[tuple[str, str], Found], cast: Cast, card: Card
     split = {k.setting: s.mean for k, s in checks.items() if k.endpoint == "H2"}
     fired = {k.setting: s.mean for k, s in checks.items() if k[:3] == ("H4", "F", "fired")}
     same = {k.setting: s.mean for k, s in checks.items() if k[:3] == ("H4", "F", "same_answer")}
-    gain = _recomputed(found, split)
+    gain = _recomputed(found, cast, card.models.edited.hooks, split)
     flags = []
     if _carries(checks.get(Key("H2", "F", "hit", "err")), cast, card):
         flags.append("error_carries_concept")
@@ -43,11 +44,6 @@ def make_hooks(measured: Mapping[tuple[str, str], Found], cast: Cast, card: Card
     )
 
 
-def hook_flags(hooks: Hooks | None) -> tuple[str, ...]:
-    """The flags that go with the verdict."""
-    return hooks.flags if hooks is not None else ()
-
-
 def _carries(error: Scores | None, cast: Cast, card: Card) -> bool:
     """H2: whether the SAE's error, which feature edits leave alone, gives the answers away.
 
@@ -59,19 +55,40 @@ def _carries(error: Scores | None, cast: Cast, card: Card) -> bool:
     if error is None or not read or max(read) <= prior:
         return False
     rho = (error.mean - prior) / (max(read) - prior)
-    return rho >= RECOVERED_RHO and p_above_zero(resampled_means([error], 0)[0] - prior) < 0.05
+    return (
+        rho >= RECOVERED_RHO and p_above_zero(resampled_means([error], card.seed)[0] - prior) < 0.05
+    )
 
 
-def _recomputed(found: Found, split: dict[str, float]) -> float | None:
-    """H3: by how much the best later layer can be read better than the stream after the edit."""
-    if "post" not in split:
+def _recomputed(
+    found: Found, cast: Cast, hooks: Sequence[str], split: dict[str, float]
+) -> float | None:
+    """H3: by how much a later layer can be read better than the stream after the edit.
+
+    Beyond what golds gain by the same layers, since any stream is read better later.
+    """
+    sites = [Site.parse(hook.rpartition(" at ")[2]) for hook in hooks]
+    after = max(s.layer + (s.point == "resid_post") for s in sites)
+    here, later = _read(found, lambda layer: layer == after), _read(found, lambda n: n > after)
+    if "post" not in split or later is None:
         return None
-    last = max((int(k.setting.split()[1].strip(",")) for k in found if k[:3] == _P1), default=0)
-    later = [s.mean for k, s in found.items() if k[:3] == _P1 and f"layer {last}," in k.setting]
-    return max(later) - split["post"] if later else None
+    golds = [
+        (_read(g, lambda n: n > after) or 0.0) - (_read(g, lambda n: n == after) or 0.0)
+        for g in cast.golds
+    ]
+    usual = float(np.mean(golds)) if golds and here is not None else 0.0
+    return later - split["post"] - usual
 
 
-_P1 = ("P1", "F", "hit")
+def _read(found: Found, wanted: Callable[[int], bool]) -> float | None:
+    """The most that P1 reads at the wanted depths; 0 is the embeddings."""
+    read = [
+        scores.mean
+        for key, scores in found.items()
+        if key[:3] == ("P1", "F", "hit")
+        and wanted(int(key.setting.removeprefix("layer ").partition(",")[0]))
+    ]
+    return max(read, default=None)
 
 
 def _evaded(checks: Found) -> bool:

@@ -28,17 +28,20 @@ class Keys:
     Attributes:
         weights: hash of each model by role and view.
         controls: hash of the matched random edits; None if they have no stable content.
+        edits: hash of the edits of each view, made when it is first asked for.
     """
 
     plan_sha256: str
     weights: Mapping[Name, str]
     controls: str | None
     folder: Path
+    edits: dict[Name, str | None] = field(default_factory=dict)
 
     def path(self, view: View, job: str) -> Path | None:
         """None where the view has a filter, or edits without a stable content: nothing is kept."""
-        edits = value_sha256(list(view.edits))
-        on_controls = job.startswith("H7")
+        if (view.role, view.view) not in self.edits:
+            self.edits[view.role, view.view] = value_sha256(list(view.edits))
+        edits, on_controls = self.edits[view.role, view.view], job.startswith("H7")
         if view.filter is not None or edits is None or (on_controls and self.controls is None):
             return None
         weights, original = self.weights[view.role, view.view], self.weights["original", ""]
@@ -83,11 +86,7 @@ class Jobs:
         first = [i for i, p in enumerate(paths) if p is None or owner[p] == i]
         todo = [i for i in first if i not in results]
         self.say(f"measure: {len(todo)} jobs, {len(first) - len(todo)} kept from before")
-        for i, found in self._done(todo):
-            results[i] = found
-            path = paths[i]
-            if path is not None:
-                save_scores({("", ""): found}, path)
+        results |= self._done(todo, paths)
         measured: dict[Name, Found] = {}
         for i, (view, _, _) in enumerate(self.asked):
             path = paths[i]
@@ -95,22 +94,38 @@ class Jobs:
             measured.setdefault((view.role, view.view), {}).update(found)
         return measured
 
-    def _done(self, todo: list[int]):
-        """The results of the jobs as they are finished."""
+    def _done(self, todo: list[int], paths: list[Path | None]) -> dict[int, Found]:
+        """The results of the jobs, each kept by the thread that finished it.
+
+        So an interrupt, which waits for the jobs that are running, loses none of them.
+        """
+
+        def finish(i: int) -> tuple[Found, bool]:
+            found, clean = self.measure(i)
+            path = paths[i]
+            if path is not None:
+                save_scores({("", ""): found}, path)
+            return found, clean
+
+        results: dict[int, Found] = {}
         bar = tqdm(total=len(todo), desc="audit", unit="job", leave=False)
         threads = torch.get_num_threads()
         pool = ThreadPoolExecutor(self.workers, "audit", torch.set_num_threads, (1,))
         try:
             futures: dict[Future[tuple[Found, bool]], int] = {
-                pool.submit(self.measure, i): i for i in todo
+                pool.submit(finish, i): i for i in todo
             }
             for future in as_completed(futures):
                 view, name, _ = self.asked[futures[future]]
                 bar.set_postfix_str(f"{view.role} {view.view}: {name}".replace(" :", ":"))
                 bar.update()
-                found, clean = future.result()
+                results[futures[future]], clean = future.result()
                 self.fresh, self.clean = self.fresh + 1, self.clean + clean
-                yield futures[future], found
+            return results
+        except KeyboardInterrupt as stopped:
+            raise KeyboardInterrupt(
+                "finished jobs are kept, and the same call goes on where it was"
+            ) from stopped
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             torch.set_num_threads(threads)
@@ -127,9 +142,8 @@ class Jobs:
         model, edits = view.model, view.edits
         if not alone:
             model, edits = copied(model), copy.deepcopy(edits)
-        before = weights_sha256(model)
         found = measure(replace(view, model=model, edits=edits))
-        return found, weights_sha256(model) == before
+        return found, weights_sha256(model) == self.keys.weights[view.role, view.view]
 
 
 def repeated(jobs: Jobs, view: View, name: str, measured: Mapping[Name, Found]) -> float:

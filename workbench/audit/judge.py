@@ -11,17 +11,16 @@ from workbench.audit.endpoints import (
     leave_one_out,
     make_endpoints,
     margins,
-    readings,
 )
 from workbench.audit.gates import make_gates
-from workbench.audit.hook_summary import hook_flags, make_hooks
+from workbench.audit.hook_summary import make_hooks
 from workbench.audit.reading import Cast, FactName, without
 from workbench.audit.rows import make_rows
 from workbench.audit.schema import Attack, AuditReport, Card, Endpoint, Family, Primary
 from workbench.audit.statistics import Key, fraction
 from workbench.audit.summary import (
     bounds_of,
-    format_dependent,
+    format_flags,
     make_attacks,
     make_collateral,
     make_distance,
@@ -29,7 +28,7 @@ from workbench.audit.summary import (
     make_probes,
     make_tail,
 )
-from workbench.audit.verdict import FIXED_LIMIT, Bounds, Evidence, decide, loo_removed, make_claims
+from workbench.audit.verdict import FIXED_LIMIT, Bounds, Evidence, decide, make_claims
 from workbench.audit.views import Found
 
 FULL_SIZE = (300, 100)
@@ -67,19 +66,17 @@ def judge(card: Card, measured: Measured) -> AuditReport:
     endpoints = _all_endpoints(facts, cast, rules, card, deltas, errors)
     attacks = make_attacks(cast, "deployed", rules)
     hooks = make_hooks(measured, cast, card)
-    flags = list(hook_flags(hooks)) + (
-        ["format_dependent"] if format_dependent(cast, families, rules) else []
-    )
-    chosen = readings(cast, rules)["M4"].chosen if "M4" in {e.id for e in endpoints} else ()
+    bounds = _bounds(cast, families, rules)
+    flags = (*(hooks.flags if hooks else ()), *format_flags(bounds["A1"].values()))
     evidence = Evidence(
         endpoints,
         make_gates(card, endpoints, attacks, controls, loo),
-        make_tail(cast, rules, chosen),
+        make_tail(cast, rules, _rates(endpoints)),
         make_distance(cast, rules),
         make_collateral(cast, rules),
         card.models.edited.weights_identical,
         card.profile,
-        tuple(flags),
+        flags,
         len(card.models.gold),
         _repaired(attacks),
     )
@@ -98,9 +95,11 @@ def judge(card: Card, measured: Measured) -> AuditReport:
         collateral=evidence.collateral,
         loo_verdicts=loo,
         verdict=verdict,
-        claims=make_claims(verdict, evidence, card.target, _bounds(cast, families, rules)),
+        claims=make_claims(verdict, evidence, card.target, bounds),
         limits=_limits(card, endpoints, families),
-        rows=make_rows(measured, cast, endpoints, evidence.collateral, families, rules),
+        rows=make_rows(
+            measured, endpoints, evidence.collateral, tuple(bounds["A1"].values()), card.seed
+        ),
     )
 
 
@@ -208,21 +207,29 @@ def _loo_verdict(
     errors: dict[str, float],
     controls: dict[str, Found],
 ) -> Primary:
-    """What this audit says of a gold, held against the others."""
+    """What this audit says of a gold, held against the others.
+
+    Neither that there is one gold less then nor that the audit may be a quick one says anything
+    about the gold: G2, G8 and the profile are left out.
+    """
     endpoints = decided(make_endpoints(cast, rules, "deployed", deltas, errors))
     gates = make_gates(card, endpoints, make_attacks(cast, "deployed", rules), controls, ())
-    found = readings(cast, rules)
     evidence = Evidence(
         endpoints,
         tuple(g for g in gates if g.id not in ("G2", "G8")),
-        make_tail(cast, rules, found["M4"].chosen if "M4" in found else ()),
+        make_tail(cast, rules, _rates(endpoints)),
         make_distance(cast, rules),
         make_collateral(cast, rules),
         weights_identical=False,
-        profile=card.profile,
+        profile="standard",
         n_golds=len(cast.golds),
     )
-    return "REMOVED" if loo_removed(evidence) else decide(evidence, card.target).primary
+    return decide(evidence, card.target).primary
+
+
+def _rates(endpoints: tuple[Endpoint, ...]) -> tuple[str, ...]:
+    """The setting of W1 that M4 chose for the edited model, per rotation."""
+    return next((e.selection.chosen for e in endpoints if e.id == "M4"), ())
 
 
 def _bounds(cast: Cast, families: tuple[Family, ...], rules: Rules) -> Bounds:

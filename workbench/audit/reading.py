@@ -51,7 +51,7 @@ class Reading:
 
     Attributes:
         scores: one per model, in the order of `Cast.models`, one value per fact.
-        minus: what is subtracted from each (the fresh facts of W2), or nothing.
+        minus: what is subtracted from each (the false facts of W2), or nothing.
         chance: per fact, what guessing gives.
         chosen: what the auditor chose on S, per rotation.
         metric: what is counted, where it is not the endpoint's usual.

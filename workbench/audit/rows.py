@@ -4,42 +4,41 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from workbench.audit.endpoints import Rules
-from workbench.audit.reading import Cast
-from workbench.audit.schema import Collateral, Endpoint, Family, KeptSet, Measurement
+from workbench.audit.schema import Collateral, Endpoint, KeptSet, Measurement
 from workbench.audit.statistics import entity_interval
-from workbench.audit.summary import bounds_of
 from workbench.audit.views import Found
 
 
 def make_rows(
     measured: Mapping[tuple[str, str], Found],
-    cast: Cast,
     endpoints: Sequence[Endpoint],
     collateral: Collateral,
-    families: Sequence[Family],
-    rules: Rules,
+    bounds: Sequence[tuple[float, float, float]],
+    seed: int,
 ) -> tuple[Measurement, ...]:
-    """One row per measurement and view, with its interval, and the objectives."""
+    """One row per measurement and view, with its interval, and the objectives.
+
+    Args:
+        bounds: rho of every kept way of asking, with its interval.
+    """
     rows = []
     for (role, view), found in measured.items():
         for key, scores in found.items():
-            at = entity_interval(scores, rules.seed)
+            at = entity_interval(scores, seed)
             rows.append(
                 Measurement(
                     key.endpoint, role, view, *key[1:5], float(key.x),
-                    at.value, at.low, at.high, len(scores.values), scores.n_entities, rules.seed,
+                    at.value, at.low, at.high, len(scores.values), scores.n_entities, seed,
                 )
             )  # fmt: skip
-    return (*rows, *_objectives(cast, endpoints, collateral, families, rules))
+    return (*rows, *_objectives(endpoints, collateral, bounds, seed))
 
 
 def _objectives(
-    cast: Cast,
     endpoints: Sequence[Endpoint],
     collateral: Collateral,
-    families: Sequence[Family],
-    rules: Rules,
+    bounds: Sequence[tuple[float, float, float]],
+    seed: int,
 ) -> list[Measurement]:
     """Accuracy, locality, generalizability and robustness: 1 is as a model that never knew.
 
@@ -50,9 +49,8 @@ def _objectives(
     found: dict[str, tuple[float, float, float, int, int]] = {}
     if "M1" in by_id:
         found["accuracy"] = _closeness(by_id["M1"])
-    rhos = [bounds_of(cast, f, rules) for f in families if f.kept]
-    if rhos and "M1" in by_id:
-        worst = max(rhos, key=lambda r: abs(r[0]))
+    if bounds and "M1" in by_id:
+        worst = max(bounds, key=lambda r: abs(r[0]))
         low, high = _folded(worst[1], worst[2])
         e = by_id["M1"]
         found["generalizability"] = (
@@ -77,7 +75,7 @@ def _objectives(
     return [
         Measurement(
             "objective", "edited", "deployed", "all", name, "", -1, 0.0,
-            value, min(low, value), max(high, value), n, n_entities, rules.seed,
+            value, min(low, value), max(high, value), n, n_entities, seed,
         )
         for name, (value, low, high, n, n_entities) in found.items()
     ]  # fmt: skip

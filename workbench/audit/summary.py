@@ -1,6 +1,6 @@
 """What a report tells beside its endpoints: families, attacks, probes, tail, distance, cost."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,6 @@ from workbench.audit.reading import (
     Cast,
     candidate,
     read_all,
-    read_best,
 )
 from workbench.audit.reading import curve_candidate as by_area
 from workbench.audit.schema import (
@@ -112,11 +111,16 @@ def _mean(found: Found, family: Name, metric: str) -> float | None:
     return None
 
 
-def format_dependent(cast: Cast, families: Sequence[Family], rules: Rules) -> bool:
-    """Whether one kept way of asking recovers the knowledge and another is bounded below it."""
-    bounds = [bounds_of(cast, f, rules) for f in families if f.kept]
+def format_flags(bounds: Iterable[tuple[float, float, float]]) -> tuple[str, ...]:
+    """`format_dependent` if one way of asking recovers the knowledge and another is bounded below.
+
+    Args:
+        bounds: rho of every kept family, as of `bounds_of`.
+    """
+    bounds = tuple(bounds)
     some = any(low > 0 and rho >= RECOVERED_RHO for rho, low, _ in bounds)
-    return some and any(high < RECOVERED_RHO for _, _, high in bounds)
+    below = any(high < RECOVERED_RHO for _, _, high in bounds)
+    return ("format_dependent",) if some and below else ()
 
 
 def bounds_of(
@@ -125,7 +129,7 @@ def bounds_of(
     """Rho of one family with its 95 % interval; nothing is chosen."""
     folds, chance = rules.data.folds, rules.chance(family.id)
     one = [candidate(family.id, metric, family.setting, folds, chance)]
-    reading = read_best(cast, one, len(folds))
+    reading = read_all(cast, one, len(folds))
     if reading is None:
         return 0.0, -1.0, 1.0
     draws = residual_draws(*reading.draws(rules.seed), reading.few)

@@ -23,7 +23,6 @@ FIXED_LIMIT = (
     "not prove absence under other attacks."
 )
 
-
 Bounds = dict[str, dict[str, tuple[float, float, float]]]
 """Rho with its interval by access level and kept family."""
 
@@ -130,10 +129,10 @@ def _primary(evidence: Evidence, target: TargetInfo) -> tuple[Primary, list[str]
     return "INCONCLUSIVE", ["nothing was recovered, and absence is not shown"]
 
 
-def missing_for_removed(evidence: Evidence, target: TargetInfo | None = None) -> list[str]:
+def missing_for_removed(evidence: Evidence, target: TargetInfo) -> list[str]:
     """Everything that stands between this evidence and REMOVED, one sentence each."""
     missing, shown = [], evidence.shown
-    if target is not None and target.type != "observed":
+    if target.type != "observed":
         missing.append(
             f"the target is {target.type}: golds may derive it too, so that they are no reference"
         )
@@ -283,19 +282,3 @@ def _suppression(
     else:
         status = "contradicted" if found else "not_testable" if open_ones else "supported"
     return Claim("output_suppression", target.type, access, status, tuple(found or open_ones))
-
-
-def loo_removed(evidence: Evidence) -> bool:
-    """Whether all but the gates on golds themselves speak for REMOVED: a gold against the others.
-
-    A gold against the others has one gold less, and a quick audit of it is quick too; neither says
-    anything about the gold.
-    """
-    ignored = {"G2", "G8"}
-    gates = tuple(g for g in evidence.gates if g.id not in ignored)
-    return not missing_for_removed(
-        Evidence(
-            evidence.endpoints, gates, evidence.tail, evidence.ks, evidence.collateral, False,
-            "standard",
-        )
-    )  # fmt: skip

@@ -190,8 +190,10 @@ def must_hold(case: Case, report: AuditReport) -> dict[str, dict[str, Any]]:
         )
     if case.name == "gold":
         checks["no attack teaches"] = all(a.admissible for a in report.attacks), None
-        share = report.tail[0].share_E if report.tail else None
-        checks["tail at most .01"] = share is not None and share <= 0.01, share
+        checks["tails within their limit"] = (
+            bool(report.tail) and all(t.passed for t in report.tail),
+            [t.ucb95_diff for t in report.tail],
+        )
     if case.name == "ablation":
         shown = by_id["open"].m
         checks["open at most guessing + .05"] = (shown.G_mean or 0) + 0.05 >= shown.E, shown.E
