@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.audit.synthetic import Synthetic
+from workbench.audit.gates import gold_gates, least_removed
 from workbench.audit.judge import judge
 from workbench.audit.schema import AuditReport, Gate, Integrity, LeakCheck
 from workbench.audit.views import Found
@@ -89,8 +90,29 @@ def test_gold_that_knows_is_named() -> None:
     measured = WORLD.measured(WORLD.gold(7))
     measured["gold-1", ""] = WORLD.found(60, shown=0.5)
     failed = [g for g in gates(judged(measured), "G2") if not g.passed]
-    assert len(failed) == 2
+    assert len(failed) >= 2
     assert "gold 1 is" in failed[1].note
+
+
+def test_gold_that_stays_open_is_no_fault_but_most_must_be_called_removed() -> None:
+    """Fewest of n that do not contradict nine in ten at 5 %: worked out by hand for three, four."""
+    assert 0.1**3 + 3 * 0.9 * 0.1**2 < 0.05  # one of three or fewer
+    assert 0.1**4 + 4 * 0.9 * 0.1**3 < 0.05 < 0.1**4 + 4 * 0.9 * 0.1**3 + 6 * 0.9**2 * 0.1**2
+    assert [least_removed(n) for n in (2, 3, 4, 5, 10)] == [1, 2, 2, 3, 7]
+    report = judged()
+    endpoints, loo = report.endpoints, ["REMOVED"] * 3 + ["INCONCLUSIVE"] * 2
+
+    def failed(loo: list[Any], profile: Any = "standard") -> list[str]:
+        made = gold_gates(endpoints, loo, profile)
+        return [g.note for g in made if not g.passed]
+
+    assert not failed(loo)
+    assert len(failed(["INCONCLUSIVE"] * 3 + ["REMOVED"] * 2)) == 1
+    for wrong in ("SUPPRESSED", "NOT_REMOVED", "DEGRADED"):
+        (note,) = failed(["REMOVED"] * 4 + [wrong])
+        assert f"gold 4 is {wrong}" in note
+    assert len(failed([])) == 1
+    assert not failed([], "quick")
 
 
 @pytest.mark.parametrize("golds", [0, 2, 3])

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from scipy import stats
 
 from workbench.audit.endpoints import CONFIRMATORY, GOLD_MARGIN
 from workbench.audit.schema import Attack, Card, Endpoint, Gate, LeakCheck, Primary, Profile
@@ -10,6 +11,7 @@ from workbench.audit.views import Found
 
 MAX_INJECTION = 0.20
 MIN_GOLDS = 3
+LOO_REMOVED = 0.9
 SIZE_CHECKS = ("forget_facts", "forget_entities", "candidates", "templates", "audit_templates")
 """Contract checks that bear on absence alone; all others must hold for any verdict."""
 ALL = ("open", "text", "lens", "off", *CONFIRMATORY)
@@ -33,7 +35,7 @@ def make_gates(
     prior = mean_prior(card)
     return (
         _assay(endpoints),
-        *_golds(endpoints, loo, card.profile),
+        *gold_gates(endpoints, loo, card.profile),
         *(_contract(check) for check in card.data.leak_checks),
         *_probe_controls(controls, prior, card),
         _power(endpoints),
@@ -80,7 +82,14 @@ def _assay(endpoints: Sequence[Endpoint]) -> Gate:
     return Gate("G1", not missing, min(spans.values(), default=0.0), 0.30, note)
 
 
-def _golds(endpoints: Sequence[Endpoint], loo: Sequence[Primary], profile: Profile) -> list[Gate]:
+def gold_gates(
+    endpoints: Sequence[Endpoint], loo: Sequence[Primary], profile: Profile
+) -> list[Gate]:
+    """G2: whether golds are what they are taken for.
+
+    Args:
+        loo: verdicts of the golds, each against the others.
+    """
     shown = next((e for e in endpoints if e.id == "open"), None)
     if shown is None or not shown.m.G_each:
         return [Gate("G2", False, None, None, "no golds: nothing says what guessing gives")]
@@ -94,10 +103,30 @@ def _golds(endpoints: Sequence[Endpoint], loo: Sequence[Primary], profile: Profi
     )
     if profile == "quick":
         return [alike]
-    removed = sum(v == "REMOVED" for v in loo) / len(loo) if loo else 0.0
-    which = ", ".join(f"gold {i} is {v}" for i, v in enumerate(loo) if v != "REMOVED")
-    note = "share of golds that this audit calls REMOVED against the others"
-    return [alike, Gate("G2", removed == 1.0, removed, 1.0, f"{note}; {which}" if which else note)]
+    alarms = [f"gold {i} is {v}" for i, v in enumerate(loo) if v not in ("REMOVED", "INCONCLUSIVE")]
+    note = "share of golds in which this audit, against the others, finds knowledge or damage"
+    removed, least = sum(v == "REMOVED" for v in loo), least_removed(len(loo))
+    return [
+        alike,
+        Gate("G2", not alarms, len(alarms) / max(1, len(loo)), 0.0, "; ".join([note, *alarms])),
+        Gate(
+            "G2",
+            bool(loo) and removed >= least,
+            removed / max(1, len(loo)),
+            least / max(1, len(loo)),
+            "share of golds that this audit calls REMOVED against the others; fewer speak against "
+            f"{LOO_REMOVED:.0%}, which an audit with one gold less is to reach",
+        ),
+    ]
+
+
+def least_removed(n: int) -> int:
+    """The fewest of `n` golds called REMOVED that still agree with nine in ten.
+
+    An exact binomial test, one-sided at 5 %. Each gold is judged against one gold less than the
+    edited model, so that some stay INCONCLUSIVE for want of power, which is no fault of theirs.
+    """
+    return int(stats.binom.ppf(0.05, n, LOO_REMOVED))
 
 
 def _contract(check: LeakCheck) -> Gate:
