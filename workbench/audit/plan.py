@@ -90,6 +90,7 @@ def thresholds() -> dict[str, float]:
         "min_span": reading.MIN_SPAN,
         "max_injection": gates.MAX_INJECTION,
         "min_golds": gates.MIN_GOLDS,
+        "loo_removed": gates.LOO_REMOVED,
         "tail": summary.TAIL_LIMIT,
         "ks": summary.KS_LIMIT,
         "max_loss": summary.MAX_LOSS,
