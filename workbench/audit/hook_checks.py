@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from workbench.audit.calling import BATCH_TOKENS, WAYS, batch_of, in_batches
+from workbench.audit.hook_error import sae_of
 from workbench.audit.probes.labels import Labels
 from workbench.audit.probes.linear import Frame, Lesson, tuned
 from workbench.audit.probes.rows import POSITIONS, PromptRows
@@ -173,7 +174,7 @@ def _streams(
 
 def _split(view: View, target: Target) -> Found:
     found: Found = {}
-    carrying = [i for i, edit in enumerate(view.edits) if _sae_of(edit) is not None]
+    carrying = [i for i, edit in enumerate(view.edits) if sae_of(edit) is not None]
     for order, i in enumerate(carrying):
         suffix = f", edit {order + 1}" if order else ""
         found |= _split_at(view, target, i, suffix)
@@ -207,7 +208,7 @@ def _parts(
 ) -> dict[str, Float[Tensor, "position fact d_model"]]:
     """Rows of every part of the stream at one edit, averaged over a fact's templates."""
     model, edit = view.model, view.edits[index]
-    sae, before, after = _sae_of(edit), _Tap(edit.site), _Tap(edit.site)
+    sae, before, after = sae_of(edit), _Tap(edit.site), _Tap(edit.site)
     upstream = [e for e in view.edits[:index] if _depth(e.site) <= _depth(edit.site)]
     later = [e for e in view.edits[index + 1 :] if _depth(e.site) < _depth(edit.site)]
     prompts = PromptRows.of(model, facts, templates)
@@ -271,14 +272,6 @@ def _random_edits(view: View, target: Target, controls: Sequence[Sequence[Interv
             answers = answer(view.model, view.model.tokenizer, target.facts, questions)
         found[Key("H7", "F", "raw", f"random {i}")] = _scores(questions, answers.hits.tolist())
     return found
-
-
-def _sae_of(edit: Any) -> Any:
-    """The SAE that an edit, or the first of those it is made of, reads; None for none."""
-    if (sae := getattr(edit, "sae", None)) is not None:
-        return sae
-    inside = [*getattr(edit, "edits", ()), getattr(edit, "edit", None)]
-    return next((sae for e in inside if e is not None and (sae := _sae_of(e)) is not None), None)
 
 
 def _depth(site: Site) -> tuple[int, int]:
