@@ -1,18 +1,23 @@
-"""P1 to P6: what readers of the residual stream can tell of facts they were not fitted on."""
+"""P1 to P8: what readers of the residual stream can tell of facts they were not fitted on."""
 
-import threading
 from collections.abc import Callable, Sequence
-from functools import cached_property
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from workbench.audit.probes.code import (
+    baseline,
+    conditional_bits,
+    online_bits,
+    uniform_bits,
+)
 from workbench.audit.probes.labels import Labels
-from workbench.audit.probes.linear import Frame, Lesson, Readers, Rows, fitted, tuned
+from workbench.audit.probes.linear import Frame, Lesson, Rows, fitted, tuned
 from workbench.audit.probes.nets import attention_logits, mlp_logits
 from workbench.audit.probes.rows import Place, depths, mean_rows, places, sequence_rows
+from workbench.audit.probes.study import Frozen, Study
 from workbench.audit.rotation import facts_of, rotations
 from workbench.audit.statistics import Key, Scores
 from workbench.audit.views import Found, Measure, View
@@ -21,7 +26,7 @@ from workbench.facts.schema import Fact
 from workbench.facts.target import Target
 from workbench.models.score import Templates
 
-KINDS = ("P1", "P2", "P3", "P4", "P5", "P6")
+KINDS = ("P1", "P2", "P3", "P4", "P5", "P6", "P7", "P8")
 DRAWS = 5
 """Random answers that each control task is repeated with."""
 
@@ -44,7 +49,9 @@ def probes(
     forget: the same on R_tr and T, or on T, for each turn of the folds. P3: an MLP; P4: attention
     over all tokens with one learned query; both fitted on R_tr. P5: P1 as fitted on the original,
     unchanged; evidence only where it is above the prior, since any turn of the basis blinds it. P6:
-    P1 on random answers, which must sit at the prior on entities that were not fitted.
+    P1 on random answers, which must sit at the prior on entities that were not fitted. P7: bits
+    that an online code of the forget facts saves (`online_bits`), under P1's penalties. P8: bits
+    that the stream adds to the name and to what is no secret about it (`conditional_bits`).
 
     Args:
         original: whose readers P5 carries over, on a model that no other thread has hooks on;
@@ -65,7 +72,7 @@ def probes(
             f"target {target.name!r} has no retained facts of its relations (R_tr is empty): "
             "probes are fitted on other entities, so choose a target that leaves some"
         )
-    frozen = _Frozen(target, original) if original is not None else None
+    frozen = Frozen(target, original) if original is not None else None
 
     def measure(view: View) -> Found:
         study = Study(view, target, within="P2" in kinds)
@@ -90,63 +97,6 @@ def template_split_probe(view: View, target: Target) -> Found:
     readers = fitted(labels, Lesson.of(labels, frame(train), forget), torch.ones(len(train)))
     hits = readers.hits(Lesson.of(labels, frame(audit), forget))
     return _found(Key("P6", "F", "leak"), places(view.model), hits, forget)
-
-
-class Study:
-    """What the probes of one view share: its rows, each read once, and P1's readers.
-
-    Args:
-        within: whether forget facts will be fitted too.
-    """
-
-    def __init__(self, view: View, target: Target, within: bool = False) -> None:
-        self.view, self.target, self.labels = view, target, Labels.of(target)
-        self._within = within
-        self.places = places(view.model)
-        self._rows: dict[tuple[str, Templates], Rows] = {}
-
-    def facts(self, name: str) -> tuple[Fact, ...]:
-        return self.target.forget if name == "F" else self.target.retain[name]
-
-    def rows(self, name: str, templates: Templates) -> Rows:
-        """Of all forget facts (`F`) or of a retained fold."""
-        key = name, templates
-        if key not in self._rows:
-            self._rows[key] = mean_rows(self.view, self.facts(name), templates)
-        return self._rows[key]
-
-    def lesson(self, frame: Frame, name: str, templates: Templates) -> Lesson:
-        return Lesson.of(self.labels, frame(self.rows(name, templates)), self.facts(name))
-
-    @cached_property
-    def frame(self) -> Frame:
-        fitted_too = [self.rows("F", "train")] if self._within else []
-        return Frame.of(self.rows("R_tr", "train"), *fitted_too)
-
-    @cached_property
-    def transfer(self) -> Readers:
-        """P1's readers."""
-        return tuned(
-            self.labels,
-            self.lesson(self.frame, "R_tr", "train"),
-            self.lesson(self.frame, "R_va", "audit"),
-        )
-
-
-class _Frozen:
-    """P1 of the original, fitted when it is first asked for, by whichever thread comes first."""
-
-    def __init__(self, target: Target, original: View) -> None:
-        self._target, self._original = target, original
-        self._lock = threading.Lock()
-        self._fitted: tuple[Frame, Readers] | None = None
-
-    def __call__(self) -> tuple[Frame, Readers]:
-        with self._lock:
-            if self._fitted is None:
-                study = Study(self._original, self._target)
-                self._fitted = study.frame, study.transfer
-            return self._fitted
 
 
 def _p1(study: Study, _seed: int) -> Found:
@@ -233,7 +183,7 @@ def _p4(study: Study, seed: int) -> Found:
     }
 
 
-def _p5(study: Study, frozen: _Frozen | None) -> Found:
+def _p5(study: Study, frozen: Frozen | None) -> Found:
     if frozen is None:
         return {}
     frame, readers = frozen()
@@ -268,12 +218,33 @@ def _p6(study: Study, seed: int) -> Found:
     return found
 
 
+def _p7(study: Study, seed: int) -> Found:
+    forget, labels = study.target.forget, study.labels
+    taught, asked = study.rows("F", "train"), study.rows("F", "audit")
+    bits = online_bits(labels, forget, taught, asked, study.transfer.ridge, seed)
+    saved = uniform_bits(labels, forget) - bits
+    return _found(Key("P7", "F", "bits"), study.places, saved, forget)
+
+
+def _p8(study: Study, _seed: int) -> Found:
+    sets: tuple[tuple[str, Templates], ...] = (("R_tr", "train"), ("R_va", "audit"), ("F", "audit"))
+    facts = {name: study.facts(name) for name, _ in sets}
+    rows = {name: study.rows(name, templates) for name, templates in sets}
+    known = {
+        name: baseline(study.target, rows[name][:1], facts[name], facts["R_tr"]) for name in facts
+    }
+    bits = conditional_bits(study.labels, known, rows, facts)
+    return _found(Key("P8", "F", "bits"), study.places, bits, study.target.forget)
+
+
 _MEASURES: dict[str, Callable[[Study, int], Found]] = {
     "P1": _p1,
     "P2": _p2,
     "P3": _p3,
     "P4": _p4,
     "P6": _p6,
+    "P7": _p7,
+    "P8": _p8,
 }
 
 

@@ -1,0 +1,95 @@
+"""Bits are saved where something can be read, and only beyond what is known anyway."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from workbench.audit.probes.code import (
+    SHARES,
+    _blocks,
+    baseline,
+    conditional_bits,
+    online_bits,
+    uniform_bits,
+)
+from workbench.audit.probes.labels import Labels
+from workbench.facts.target import Target
+
+
+@pytest.fixture
+def labels(club: Target) -> Labels:
+    return Labels.of(club)
+
+
+def planted(labels: Labels, facts: Any, strength: float, seed: int = 0) -> torch.Tensor:
+    """Rows, one place, that hold each fact's object with this strength in noise."""
+    generator = torch.Generator().manual_seed(seed)
+    code = torch.randn(
+        len(labels.relations),
+        labels.allowed.shape[1],
+        40,
+        generator=torch.Generator().manual_seed(99),
+    )
+    noise = torch.randn(len(facts), 40, generator=generator)
+    return (strength * code[labels.relation_of(facts), labels.objects(facts)] + noise)[None]
+
+
+def test_code_is_short_where_rows_hold_the_objects_and_not_where_they_do_not(
+    labels: Labels, club: Target
+) -> None:
+    facts = (*club.forget, *club.retain["R_tr"], *club.retain["R_te"])
+    ridge = torch.tensor([1.0])
+    uniform = uniform_bits(labels, facts)
+    assert uniform.tolist() == pytest.approx([math.log2(len(labels.candidates[0]))] * len(facts))
+
+    def compression(strength: float) -> float:
+        rows = [planted(labels, facts, strength, seed) for seed in (1, 2)]
+        return float(uniform.sum() / online_bits(labels, facts, *rows, ridge).sum())
+
+    assert compression(4.0) > 1.2
+    assert compression(0.0) < 1.03
+
+
+def test_first_block_costs_what_guessing_costs_and_no_entity_is_split(
+    labels: Labels, club: Target
+) -> None:
+    facts = club.forget
+    blocks = _blocks(facts, 3)
+    assert sorted(i for block in blocks for i in block) == list(range(len(facts)))
+    of = [{facts[i].subject for i in block} for block in blocks]
+    assert all(not a & b for n, a in enumerate(of) for b in of[n + 1 :])
+    ends = np.cumsum([len(names) for names in of]) / len(set().union(*of))
+    assert all(end >= share for end, share in zip(ends, SHARES, strict=True))
+    rows = planted(labels, facts, 4.0)
+    bits = online_bits(labels, facts, rows, rows, torch.tensor([1.0]), 3)
+    assert torch.equal(bits[0, blocks[0]], uniform_bits(labels, facts)[blocks[0]])
+    assert torch.equal(bits, online_bits(labels, facts, rows, rows, torch.tensor([1.0]), 3))
+
+
+def test_bits_beyond_a_baseline_are_none_where_the_baseline_says_it_all(
+    labels: Labels, club: Target
+) -> None:
+    facts = {name: club.retain[name] for name in ("R_tr", "R_va")} | {"F": club.forget}
+    strong = {name: planted(labels, f, 3.0, 1) for name, f in facts.items()}
+    other = {name: planted(labels, f, 0.0, 2)[0] for name, f in facts.items()}
+    new = conditional_bits(labels, other, strong, facts).mean()
+    same = {name: rows[0] for name, rows in strong.items()}
+    again = conditional_bits(labels, same, strong, facts).mean()
+    nothing = conditional_bits(
+        labels, same, {n: planted(labels, f, 0.0, 3) for n, f in facts.items()}, facts
+    ).mean()
+    assert new > 0.3
+    assert abs(again) < 0.15
+    assert nothing < 0.1
+
+
+def test_baseline_holds_the_name_and_what_is_no_secret(club: Target) -> None:
+    names = torch.arange(float(len(club.forget)))[None, :, None]
+    known = baseline(club, names, club.forget, club.retain["R_tr"])
+    assert torch.equal(known[:, :1], names[0])
+    secret = {f.relation for f in club.forget}
+    others = {f.relation for f in club.facts.facts} - secret
+    assert (known.shape[1] > 1) == bool(others)
