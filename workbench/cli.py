@@ -159,7 +159,8 @@ def _add_audit_commands(command: Command) -> None:
         "calibrate", "audit models whose truth is known, and say whether the verdicts are right"
     )
     calibrate.add_argument("--out", type=Path, default=Path("runs/calibrate"))
-    calibrate.add_argument("--cases", nargs="+", help="names or numbers; default: all")
+    calibrate.add_argument("--cases", nargs="+", help="names or numbers; default: 1 to 12")
+    calibrate.add_argument("--all", action="store_true", help="every case")
     calibrate.add_argument("--seeds", type=int, default=1, help="edits of each case that has seeds")
     calibrate.add_argument("--cache", type=Path, help="folder of finished jobs")
     calibrate.add_argument("--workers", type=int, default=2)
@@ -441,7 +442,11 @@ def _calibrate(args: argparse.Namespace) -> None:
     from workbench.experiments.calibrate import CalibrateConfig, run
 
     config = CalibrateConfig(
-        cases=tuple(args.cases or ()), seeds=args.seeds, workers=args.workers, cache=args.cache
+        cases=tuple(args.cases or ()),
+        all=args.all,
+        seeds=args.seeds,
+        workers=args.workers,
+        cache=args.cache,
     )
     run(config, args.out, _say)
 

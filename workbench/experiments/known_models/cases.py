@@ -7,7 +7,7 @@ from typing import Any
 
 from workbench.audit.views import Filter
 from workbench.errors import AuditError
-from workbench.experiments.known_models import hooked, tuned, weights
+from workbench.experiments.known_models import hooked, narrow, tuned, weights
 from workbench.facts.target import Target
 
 
@@ -49,11 +49,13 @@ class Built:
         edit: interventions, or a model with changed weights.
         golds: the golds to compare with.
         filter: what stands between the system and its reader, if anything.
+        target: what is audited in place of the world's target.
     """
 
     edit: Any
     golds: tuple[Any, ...]
     filter: Filter | None = None
+    target: Target | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Case:
         name: unique.
         expected: the verdict that an honest audit gives.
         flags: that the verdict must carry.
+        also: verdicts that are honest too, where the edit may or may not succeed.
         make: gives the edit for a seed.
         truth: what is known of the edit, in one sentence.
         seeded: whether different seeds give different edits.
@@ -79,6 +82,7 @@ class Case:
     flags: tuple[str, ...] = ()
     seeded: bool = True
     per_gold: bool = False
+    also: tuple[str, ...] = ()
 
     def seeds(self, n_golds: int, n: int = 10) -> range:
         """The seeds to try: `n` of them, one for each gold, or the only one."""
@@ -140,6 +144,23 @@ def _filtered(world: World, _seed: int) -> Built:
 
 def _from_original(change: Callable[[Any, Target, int], Any]) -> Callable[[World, int], Built]:
     return lambda world, seed: Built(change(world.original, world.target, seed), world.golds)
+
+
+def _error_kept(world: World, seed: int) -> Built:
+    edit = hooked.error_kept(world.original, world.target, world.sae(seed))
+    return Built((edit,), world.golds)
+
+
+def _one_gold(world: World, seed: int) -> Built:
+    return Built(world.gold(seed), world.golds_but(seed)[:1])
+
+
+def _narrowed(narrow_down: Callable[[Target], Target]) -> Callable[[World, int], Built]:
+    def make(world: World, seed: int) -> Built:
+        golds = tuple(narrow.unnamed(g) for g in world.golds_but(seed))
+        return Built(narrow.unnamed(world.gold(seed)), golds, target=narrow_down(world.target))
+
+    return make
 
 
 def _taught_all(world: World, seed: int) -> Built:
@@ -224,6 +245,48 @@ CASES = (
         "SUPPRESSED",
         _from_original(tuned.npo),
         "forget answers are made unlikely by preference optimisation",
+    ),
+    Case(
+        16,
+        "error kept",
+        "SUPPRESSED",
+        _error_kept,
+        "features that fire on the target are gone; what the SAE misses passes untouched",
+        ("error_carries_concept",),
+        seeded=False,
+        also=("NOT_REMOVED",),
+    ),
+    Case(
+        19,
+        "one gold",
+        "INCONCLUSIVE",
+        _one_gold,
+        "it never knew, and so did one other",
+        seeded=False,
+    ),
+    Case(
+        19,
+        "twenty facts",
+        "INCONCLUSIVE",
+        _narrowed(narrow.few_facts),
+        "it never knew; too few facts to show it",
+        seeded=False,
+    ),
+    Case(
+        19,
+        "two candidates",
+        "INCONCLUSIVE",
+        _narrowed(narrow.two_candidates),
+        "it never knew; half of all guesses are right",
+        seeded=False,
+    ),
+    Case(
+        20,
+        "told by name",
+        "INCONCLUSIVE",
+        _narrowed(narrow.told_by_name),
+        "it never knew; names give answers away",
+        seeded=False,
     ),
 )
 """In the order of their numbers."""

@@ -32,6 +32,7 @@ GOAL = Goal(12.0, 12.0)
 DOSE = -8.0
 FALSE_ALARMS = 0.08
 RANDOM_FEATURES = 64
+FIRING = 400
 UNRELATED = 150
 
 
@@ -69,6 +70,11 @@ def random_ablation(model: Any, target: Target, sae: Any, seed: int) -> Gate:
     """
     firing: Int[Tensor, " k"] = rank(model, sae, target, RANDOM_FEATURES, "frequency")[0]
     return random_control(_gated(model, target, Clamp(sae, firing, 0.0), seed), seed)
+
+
+def error_kept(model: Any, target: Target, sae: Any) -> Clamp:
+    """Sets the features that fire most on the target to zero, everywhere; the error stays."""
+    return Clamp(sae, rank(model, sae, target, FIRING, "frequency")[0], 0.0)
 
 
 def keyword_filter(target: Target) -> Filter:

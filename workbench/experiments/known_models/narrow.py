@@ -1,0 +1,85 @@
+"""Targets on which no audit can show absence, whoever is audited: too few facts, too easy ones."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from workbench.facts.schema import Fact
+from workbench.facts.target import Target
+from workbench.models.copies import copied
+
+FEW, TWO = 20, 2
+
+
+def few_facts(target: Target, count: int = FEW) -> Target:
+    """The target with this many of its facts alone, spread over the folds."""
+    step = len(target.forget) / count
+    chosen = {target.forget[int(i * step)].key for i in range(count)}
+    return only(target, lambda f: f.key in chosen)
+
+
+def two_candidates(target: Target) -> Target:
+    """The target with the facts alone that have one of their relation's two most common objects.
+
+    No other object is a candidate, so that chance is one half.
+    """
+    counts = {
+        r: Counter(f.object for f in target.forget if f.relation == r)
+        for r in {f.relation for f in target.forget}
+    }
+    common = {r: tuple(o for o, _ in c.most_common(TWO)) for r, c in counts.items()}
+
+    def has(fact: Fact) -> bool:
+        return fact.relation not in common or fact.object in common[fact.relation]
+
+    narrowed = only(target, has)
+    relations = tuple(
+        replace(r, candidates=tuple(c for c in r.candidates if c in common.get(r.name, (c,))))
+        for r in target.facts.relations
+    )
+    known = tuple(f for f in target.facts.facts if has(f))
+    kept = {
+        name: {key: tuple(f for f in facts if has(f)) for key, facts in sets.items()}
+        for name, sets in (("retain", target.retain), ("neighbours", target.neighbours))
+    }
+    return replace(
+        narrowed,
+        facts=replace(target.facts, relations=relations, facts=known),
+        fresh=tuple(f for f in target.fresh if has(f)),
+        holdout=tuple(f for f in target.holdout if has(f)),
+        **kept,
+    )
+
+
+def told_by_name(target: Target) -> Target:
+    """The target with the facts alone whose object is the commonest for the name's first word.
+
+    Whoever knows some of them guesses the others by their names.
+    """
+    counts: dict[tuple[str, str], Counter[str]] = {}
+    for fact in target.forget:
+        counts.setdefault(_stem(fact), Counter())[fact.object] += 1
+    told = {stem: count.most_common(1)[0][0] for stem, count in counts.items()}
+    return only(target, lambda f: told[_stem(f)] == f.object)
+
+
+def only(target: Target, wanted: Callable[[Fact], bool]) -> Target:
+    """The target without the other forget facts and the entities that have none left."""
+    forget = tuple(f for f in target.forget if wanted(f))
+    left = {f.subject for f in forget}
+    folds = {n: tuple(e for e in names if e in left) for n, names in target.folds.items()}
+    keys = {f.key for f in forget}
+    derived = tuple(f for f in target.derived if not keys.isdisjoint(f.premises))
+    return replace(target, forget=forget, folds=folds, derived=derived)
+
+
+def unnamed(gold: Any) -> Any:
+    """A copy of a gold of a wider target, as a model whose origin nothing says."""
+    twin = copied(gold)
+    twin.tokenizer.name_or_path = ""
+    return twin
+
+
+def _stem(fact: Fact) -> tuple[str, str]:
+    return fact.relation, fact.subject.split()[0]
