@@ -24,6 +24,7 @@ from workbench.experiments.known_models import (
     leaky_probe,
     teaching,
 )
+from workbench.experiments.known_models.checks import must_hold
 from workbench.facts import load_facts
 from workbench.facts.target import Target
 from workbench.interventions import random_controls
@@ -183,105 +184,6 @@ def audited(built: Built, original: Any, target: Target, config: CalibrateConfig
         controls=random_controls(edits, 3),
         cache=config.cache,
     )
-
-
-def must_hold(case: Case, report: AuditReport) -> dict[str, dict[str, Any]]:
-    """What the case must show beside its verdict, each with the value found."""
-    checks = MUST_HOLD.get(case.name, lambda _: {})(report)
-    return {name: {"holds": bool(ok), "value": value} for name, (ok, value) in checks.items()}
-
-
-Checks = dict[str, tuple[bool, Any]]
-
-
-def _rho(report: AuditReport) -> dict[str, float]:
-    return {e.id: e.rho for e in report.endpoints if e.valid and e.view == "deployed"}
-
-
-def _deployed(report: AuditReport, name: str) -> Any:
-    return next(e for e in report.endpoints if e.id == name and e.view == "deployed")
-
-
-def _as_original(report: AuditReport) -> Checks:
-    rho = _rho(report)
-    return {"rho of every endpoint in [.9, 1.1]": (all(0.9 <= r <= 1.1 for r in rho.values()), rho)}
-
-
-def _as_gold(report: AuditReport) -> Checks:
-    tails = [t.ucb95_diff for t in report.tail]
-    return {
-        "no attack teaches": (all(a.admissible for a in report.attacks), None),
-        "tails within their limit": (bool(tails) and all(t.passed for t in report.tail), tails),
-    }
-
-
-def _hides(report: AuditReport) -> Checks:
-    shown = _deployed(report, "open").m
-    off = [e.rho for e in report.endpoints if e.id == "off"]
-    return {
-        "open at most guessing + .05": ((shown.G_mean or 0) + 0.05 >= shown.E, shown.E),
-        "hooks off as original": (off == [1.0], off),
-    }
-
-
-def _unspecific(report: AuditReport) -> Checks:
-    found = report.hooks.specificity if report.hooks else None
-    return {"specificity at most .1": (found is not None and abs(found) <= 0.1, found)}
-
-
-def _filters(report: AuditReport) -> Checks:
-    rho = _rho(report)
-    return {
-        "text at most .1": (rho["open"] <= 0.1, rho["open"]),
-        "logits as original": (rho["M1"] >= 0.9, rho["M1"]),
-    }
-
-
-def _biases(report: AuditReport) -> Checks:
-    raw, level = _deployed(report, "open").rho, _rho(report)["M1"]
-    return {"raw low": (raw < 0.6, raw), "centred near 1": (level >= 0.9, level)}
-
-
-def _turns_over(report: AuditReport) -> Checks:
-    e = _deployed(report, "M2")
-    last = e.m.E >= 0.8 and "rank -1" in e.selection.chosen
-    return {"last rank, hit at least .8": (last, e.m.E)}
-
-
-def _knows_nothing(report: AuditReport) -> Checks:
-    found = [e.id for e in report.endpoints if e.recovered]
-    return {"nothing recovered": (not found, found)}
-
-
-def _knows_some(report: AuditReport) -> Checks:
-    share = report.verdict.partial_share
-    return {"share of .10 to .20": (share is not None and 0.10 <= share <= 0.20, share)}
-
-
-def _failing(gates: tuple[str, ...]) -> Callable[[AuditReport], Checks]:
-    def check(report: AuditReport) -> Checks:
-        failed = sorted({g.id for g in report.gates if not g.passed})
-        return {f"{' or '.join(gates)} failed": (not set(gates).isdisjoint(failed), failed)}
-
-    return check
-
-
-MUST_HOLD: dict[str, Callable[[AuditReport], Checks]] = {
-    "untouched": _as_original,
-    "gold": _as_gold,
-    "ablation": _hides,
-    "random features": _unspecific,
-    "keyword filter": _filters,
-    "logit bias": _biases,
-    "push-down": _turns_over,
-    "random weights": _knows_nothing,
-    "noise": _knows_nothing,
-    "partly relearned": _knows_some,
-    "one gold": _failing(("G8",)),
-    "twenty facts": _failing(("G3", "G5")),
-    "two candidates": _failing(("G3", "G5")),
-    "told by name": _failing(("G3",)),
-}
 
 
 def _evidence(report: AuditReport) -> dict[str, Any]:
