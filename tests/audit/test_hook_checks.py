@@ -1,7 +1,7 @@
 """Hook checks tell an honest hook from one that leaks, misses prompts or depends on the call."""
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -154,6 +154,25 @@ def test_prompts_at_which_the_edit_fired_are_told(original: Any, club: Target) -
         assert hits.values[~silent].mean() < before[~silent].mean() - 0.2
         assert plain[Key("H4", "F", "fired", family)].mean == 0
         assert plain[Key("H4", "F", "hit", family)].values.tolist() == before.tolist()
+
+
+def test_firing_is_told_of_prompts_whatever_the_length_of_their_objects(
+    original: Any, club: Target
+) -> None:
+    """The scorer's passes hold rows for objects of two tokens too; firing is about prompts."""
+    twice = tuple(
+        replace(r, candidates=tuple(f"{c} {c}" for c in r.candidates)) for r in club.facts.relations
+    )
+    forget = tuple(replace(f, object=f"{f.object} {f.object}") for f in club.forget)
+    longer = replace(club, facts=replace(club.facts, relations=twice), forget=forget)
+    some = club.entities[::2]
+    ids = original.tokenizer(list(some), add_special_tokens=False)["input_ids"]
+    hide = Hide(original.embed.weight.detach()[[i[0] for i in ids]].clone())
+    one, two = (check("H4", original, t, hide) for t in (club, longer))
+    for family in ("B1", "B2"):
+        key = Key("H4", "F", "fired", family)
+        assert one[key].values.tolist() == two[key].values.tolist()
+        assert 0 < one[key].mean < 1
 
 
 def same_answer(model: Any, target: Target, do: Any) -> dict[str, float]:

@@ -1,15 +1,18 @@
 """Jobs are done once, side by side, and kept; an interruption loses only what was not finished."""
 
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from workbench.audit import AuditConfig, audit
 from workbench.audit.jobs import Jobs, Keys, repeated
 from workbench.audit.statistics import Key, Scores
 from workbench.audit.views import Found, Measure, View
+from workbench.facts.target import Target
 from workbench.models.load import weights_sha256
 
 NAMES = ("one", "two", "three", "four")
@@ -140,3 +143,20 @@ def test_repeated_is_the_share_of_values_that_come_again(original: Any, tmp_path
     key = Key("one", "F", "raw")
     found["original", ""][key].values[0] += 1e-9
     assert repeated(made, view, "one", found) == 0.0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_frozen_probe_hooks_no_model_that_is_copied_at_the_same_time(
+    original: Any, club: Target, workers: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given: list[Any] = []
+
+    def stop(target: Target, kinds: Any, seed: int, original: Any = None) -> dict[str, Any]:
+        given.append(original.model)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(import_module("workbench.audit.run"), "probes", stop)
+    with pytest.raises(KeyboardInterrupt):
+        audit(original, [], club, config=AuditConfig("quick", workers=workers), cache=tmp_path)
+    assert (given[0] is original) == (workers == 1)
+    assert weights_sha256(given[0]) == weights_sha256(original)

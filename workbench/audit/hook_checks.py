@@ -26,6 +26,7 @@ from workbench.models.score import (
     ask,
     batches_by_length,
     device_of,
+    next_logits,
 )
 
 SAMPLE = 200
@@ -250,17 +251,18 @@ def _fired_and_hit(
     view: View, target: Target, questions: Sequence[Question]
 ) -> tuple[list[bool], list[bool]]:
     """For each prompt, whether any edit changed any token's stream, and whether it was answered."""
-    model = view.model
+    model, fired = view.model, [False] * len(questions)
     compares = [_Compare(_Tap(edit.site)) for edit in view.edits]
     watched = [w for c, edit in zip(compares, view.edits, strict=True) for w in (c.before, edit, c)]
-    with edited(model, watched):
+    rows = _tokens(model, questions)
+    with edited(model, watched), torch.no_grad():
+        for batch in batches_by_length(rows, BATCH_TOKENS):
+            next_logits(model, batch_of(model, rows, batch))
+            for changed in (c.changed.pop().tolist() for c in compares):
+                for i, moved in zip(batch, changed, strict=True):
+                    fired[i] = fired[i] or moved
+    with edited(model, view.edits):
         hits = answer(model, model.tokenizer, target.facts, questions).hits.tolist()
-    fired = [False] * len(questions)
-    # The scorer's first passes are over the prompts, in this order; later ones add longer objects.
-    for step, batch in enumerate(batches_by_length(_tokens(model, questions))):
-        for compare in compares:
-            for i, changed in zip(batch, compare.changed[step].tolist(), strict=True):
-                fired[i] = fired[i] or changed
     return fired, hits
 
 

@@ -50,6 +50,7 @@ from workbench.errors import AuditError
 from workbench.facts.contract import check_contract, priors
 from workbench.facts.target import Target
 from workbench.hooks import Intervention
+from workbench.models.copies import copied
 from workbench.models.load import model_name, weights_sha256
 
 Say = Callable[[str], None]
@@ -117,8 +118,10 @@ def audit(
         measuring_plan_sha256(plan), hashes, value_sha256([list(c) for c in controls]), folder
     )
     jobs = Jobs(keys, config.workers, say)
+    # Read through hooks by one thread while others copy the original, which would copy the hooks.
+    original = views[0] if config.workers == 1 else replace(views[0], model=copied(model))
     for view in views:
-        jobs.add(view, _jobs_of(view, views[0], target, config, controls))
+        jobs.add(view, _jobs_of(view, original, target, config, controls))
     measured = jobs.run()
     say("judge")
     card = _card(views, recipes, hashes, target, config, plan, prevents)
