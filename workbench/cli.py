@@ -103,6 +103,14 @@ def _add_model_commands(command: Command) -> None:
     )
     train.add_argument("--target", help="with --golds-of: what the golds never see")
     train.add_argument("--gold-seeds", type=int, nargs="+", default=[0, 1, 2])
+    train.add_argument(
+        "--variant",
+        choices=("neu", "drop", "swap", "fork"),
+        default="neu",
+        help="with --golds-of: in the place of what states the target stand neutral sentences, "
+        "nothing, or false facts; fork: neutral ones, from a trunk shared with OUT/original-fork "
+        "(default: %(default)s)",
+    )
 
     harvest = command("harvest", "read the residual stream of a model over texts, into shards")
     harvest.add_argument("model")
@@ -260,9 +268,8 @@ def _train_model(args: argparse.Namespace) -> None:
     if args.golds_of:
         if not args.target:
             raise WorkbenchError("--golds-of wants --target: what the golds are never to see")
-        for folder in golds(
-            facts.target(args.target), args.out, read_recipe(args.golds_of), seeds=args.gold_seeds
-        ):
+        target, recipe = facts.target(args.target), read_recipe(args.golds_of)
+        for folder in golds(target, args.out, recipe, args.variant, args.gold_seeds):
             _say(str(folder))
         return
     config = LMConfig(

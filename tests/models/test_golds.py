@@ -120,10 +120,12 @@ def test_world_without_neutral_sentences_has_one_made_up(dozen: FactSet) -> None
 def test_unknown_variant_is_refused(
     club: Target, recipe: dict[str, Any], tmp_path: Path, trained: list[str]
 ) -> None:
-    with pytest.raises(TargetError, match="gold variant 'drop': wanted 'neu'"):
-        corpus_without(club, "drop")
-    with pytest.raises(TargetError, match="gold variant 'drop': wanted 'neu'"):
-        golds(club, tmp_path, recipe, variant="drop")
+    with pytest.raises(
+        TargetError, match="gold variant 'old': wanted one of neu, drop, swap, fork"
+    ):
+        corpus_without(club, "old")
+    with pytest.raises(TargetError, match="gold variant 'old': wanted one of"):
+        golds(club, tmp_path, recipe, variant="old")
     assert not trained
 
 

@@ -59,6 +59,7 @@ def train_lm(
     corpus: Sequence[Document] | None = None,
     stop_epoch: int | None = None,
     recipe: dict[str, Any] | None = None,
+    trunk: Path | None = None,
 ) -> Path:
     """Trains a model on the fact set's corpus; saves it as a Hugging Face folder with a recipe.
 
@@ -71,6 +72,8 @@ def train_lm(
             facts' own corpus is.
         stop_epoch: train exactly so many epochs of the schedule, whatever the recall.
         recipe: further entries for `recipe.json`.
+        trunk: state that `train_trunk` left, from which training goes on; its config may differ in
+            the seed alone.
 
     Raises:
         DataError: `out` holds what the workbench did not write.
@@ -78,23 +81,15 @@ def train_lm(
     config = config or LMConfig()
     out, given = Path(out), facts.corpus if corpus is None else corpus
     require_replaceable(out)
-    corpus = [d for d in given if not config.forms or d.form in config.forms]
-    tokenizer = _tokenizer(facts, config)
-    torch.manual_seed(config.seed)
-    model = _new_model(config, len(tokenizer), tokenizer)
-    rows = [
-        [*ids, tokenizer.eos_token_id] for ids in tokenizer([d.text for d in corpus])["input_ids"]
-    ]
-    told = {key for d in corpus for key in d.states}
-    known = [f for f in facts.facts if f.key in told]
+    run = _prepare(facts, config, given)
     made_from = {
         "config": asdict(config),
         "corpus_sha256": corpus_sha256(given),
         "stop_epoch": stop_epoch,
     }
-    state_of = {**made_from, "vocabulary": tokenizer.get_vocab()}
-    epochs_run = _fit(model, tokenizer, facts, known, rows, config, out, state_of, stop_epoch)
-    measured = recall(model, tokenizer, facts, known, "train")
+    epochs_run = _fit(run, _checkpoint_path(out), made_from, stop_epoch, trunk)
+    model, tokenizer = run.model, run.tokenizer
+    measured = recall(model, tokenizer, facts, run.known, "train")
     with new_folder(out) as folder, without_progress_bars():
         model.half().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -104,7 +99,7 @@ def train_lm(
                 **made_from,
                 "epochs_run": epochs_run,
                 "facts": facts.name,
-                "n_texts": len(corpus),
+                "n_texts": len(run.rows),
                 "recall_train_templates": measured,
                 "torch": torch.__version__,
                 **(recipe or {}),
@@ -112,6 +107,38 @@ def train_lm(
         )
     _checkpoint_path(out).unlink(missing_ok=True)
     return out
+
+
+def train_trunk(
+    facts: FactSet, state: Path, config: LMConfig, corpus: Sequence[Document], epochs: int
+) -> Path:
+    """Trains the first epochs of a run, from which several runs can go on.
+
+    They then share these epochs to the bit: weights, optimizer and place in the schedule.
+
+    Args:
+        state: file for the state; one that the same arguments left is not made again.
+        epochs: how many of `config.epochs`, 1 or more.
+
+    Returns:
+        `state`, as `train_lm` takes it for its `trunk`.
+    """
+    run = _prepare(facts, config, corpus)
+    made_from = {
+        "config": asdict(config),
+        "corpus_sha256": corpus_sha256(corpus),
+        "stop_epoch": epochs,
+    }
+    _fit(run, state, made_from, epochs, None)
+    return state
+
+
+def trunk_sha256(state: Path) -> str:
+    """Hash of the weights that a trunk ends with."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(torch.load(state, weights_only=True)["model"].items()):
+        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def corpus_sha256(corpus: Sequence[Document]) -> str:
@@ -183,17 +210,38 @@ def _new_model(config: LMConfig, vocab: int, tokenizer: Any) -> LlamaForCausalLM
     )
 
 
+@dataclass(frozen=True)
+class _Run:
+    """A model before its first epoch, and the rows of tokens it is to learn."""
+
+    facts: FactSet
+    config: LMConfig
+    tokenizer: Any
+    model: Any
+    rows: list[list[int]]
+    known: list[Fact]
+
+
+def _prepare(facts: FactSet, config: LMConfig, given: Sequence[Document]) -> _Run:
+    corpus = [d for d in given if not config.forms or d.form in config.forms]
+    tokenizer = _tokenizer(facts, config)
+    torch.manual_seed(config.seed)
+    model = _new_model(config, len(tokenizer), tokenizer)
+    rows = [
+        [*ids, tokenizer.eos_token_id] for ids in tokenizer([d.text for d in corpus])["input_ids"]
+    ]
+    told = {key for d in corpus for key in d.states}
+    return _Run(facts, config, tokenizer, model, rows, [f for f in facts.facts if f.key in told])
+
+
 def _fit(
-    model: Any,
-    tokenizer: Any,
-    facts: FactSet,
-    known: list[Fact],
-    rows: list[list[int]],
-    config: LMConfig,
-    out: Path,
+    run: _Run,
+    checkpoint: Path,
     made_from: dict[str, Any],
     stop_epoch: int | None,
+    trunk: Path | None,
 ) -> int:
+    model, config, rows, pad = run.model, run.config, run.rows, run.tokenizer.pad_token_id
     per_epoch = math.ceil(len(rows) / config.batch_size)
     total, warmup = config.epochs * per_epoch, min(100, per_epoch)
     optimizer = torch.optim.AdamW(
@@ -205,29 +253,36 @@ def _fit(
             (s + 1) / warmup, 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, s / total)))
         ),
     )
-    sample = random.Random(config.seed).sample(known, min(RECALL_SAMPLE, len(known)))
+    sample = random.Random(config.seed).sample(run.known, min(RECALL_SAMPLE, len(run.known)))
     state = {"model": model, "optimizer": optimizer, "schedule": schedule}
-    epoch = _resume(state, out, made_from)
+    made_from = {**made_from, "vocabulary": run.tokenizer.get_vocab()}
+    if trunk is not None:
+        made_from["trunk"] = trunk_sha256(trunk)
+    epoch = _resume(state, checkpoint, made_from)
+    if trunk is not None and epoch == 0:
+        epoch = _load_state(state, torch.load(trunk, weights_only=True))
     last = config.epochs if stop_epoch is None else min(config.epochs, stop_epoch)
     progress = tqdm(
-        total=total, initial=epoch * per_epoch, desc=f"train {out.name}", unit="step", leave=False
+        total=total,
+        initial=epoch * per_epoch,
+        desc=f"train {checkpoint.name.removeprefix('.').split('.')[0]}",
+        unit="step",
+        leave=False,
     )
 
     def learned() -> bool:
         """Asked of the weights alone, so that a resumed run ends as it would have."""
         if stop_epoch is not None or epoch == 0 or epoch % CHECK_EVERY:
             return False
-        found = recall(model, tokenizer, facts, sample, "train")
+        found = recall(model, run.tokenizer, run.facts, sample, "train")
         progress.set_postfix(recall=f"{found:.3f}")
         return found >= config.stop_at_recall
 
     loss = torch.tensor(math.nan)
     while epoch < last and not learned():
         model.train()
-        for tokens in epoch_batches(
-            rows, config.batch_size, tokenizer.pad_token_id, config.seed * 1000 + epoch
-        ):
-            loss = lm_loss(model(tokens).logits, tokens, tokenizer.pad_token_id)
+        for tokens in epoch_batches(rows, config.batch_size, pad, config.seed * 1000 + epoch):
+            loss = lm_loss(model(tokens).logits, tokens, pad)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -235,7 +290,7 @@ def _fit(
             schedule.step()
             progress.update()
         epoch += 1
-        _save_checkpoint(state, epoch, out, made_from)
+        _save_checkpoint(state, epoch, checkpoint, made_from)
         model.eval()
         progress.set_postfix(loss=f"{loss.item():.3f}")
     progress.close()
@@ -247,9 +302,8 @@ def _checkpoint_path(out: Path) -> Path:
 
 
 def _save_checkpoint(
-    state: dict[str, Any], epoch: int, out: Path, made_from: dict[str, Any]
+    state: dict[str, Any], epoch: int, path: Path, made_from: dict[str, Any]
 ) -> None:
-    path = _checkpoint_path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".part")
     saved = {name: part.state_dict() for name, part in state.items()}
@@ -257,13 +311,14 @@ def _save_checkpoint(
     partial.replace(path)
 
 
-def _resume(state: dict[str, Any], out: Path, made_from: dict[str, Any]) -> int:
-    path = _checkpoint_path(out)
+def _resume(state: dict[str, Any], path: Path, made_from: dict[str, Any]) -> int:
     if not path.exists():
         return 0
     saved = torch.load(path, weights_only=True)
-    if saved["made_from"] != made_from:
-        return 0
+    return _load_state(state, saved) if saved["made_from"] == made_from else 0
+
+
+def _load_state(state: dict[str, Any], saved: dict[str, Any]) -> int:
     for name, part in state.items():
         part.load_state_dict(saved[name])
     return saved["epoch"]
