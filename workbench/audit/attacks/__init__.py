@@ -6,7 +6,7 @@ from workbench.audit.attacks.config import (
     STANDARD,
     AttackConfig,
     Perturbing,
-    dose_name,
+    setting_name,
 )
 from workbench.audit.attacks.curves import area, injection_index
 from workbench.audit.attacks.jobs import attacks
@@ -24,8 +24,8 @@ __all__ = [
     "Perturbing",
     "area",
     "attacks",
-    "dose_name",
     "finetuned",
     "injection_index",
+    "setting_name",
     "teaching_attack",
 ]

@@ -9,9 +9,10 @@ UNITS = {"W5": "bits", "W6": "sparsity", "W7": "sigma", "W8": "of the norm"}
 """What the doses of an attack are counted in, where it is not steps."""
 
 
-def dose_name(attack: str, dose: float) -> str:
-    """A dose with its unit, as reports give it."""
-    return f"{dose:g} {UNITS.get(attack, 'steps')}"
+def setting_name(attack: str, setting: str, dose: float) -> str:
+    """A setting of an attack and its dose with its unit, as reports give them."""
+    told = f"{dose:g} {UNITS.get(attack, 'steps')}"
+    return setting if told == setting else ", ".join(part for part in (setting, told) if part)
 
 
 @dataclass(frozen=True)

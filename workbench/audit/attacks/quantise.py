@@ -86,8 +86,8 @@ def rounded(
 def bnb_rounded(weight: Float[Tensor, "*row column"], kind: str) -> Float[Tensor, "*row column"]:
     """The weights as bitsandbytes stores and reads them; on CUDA alone.
 
-    Source: LLM.int8(), Dettmers et al. 2022, 2208.07339; NF4, Dettmers et al. 2023, 2305.14314. Differs: the weights alone are rounded, and
-    multiplied in the model's own type.
+    Source: LLM.int8(), Dettmers et al. 2022, 2208.07339; NF4, Dettmers et al. 2023, 2305.14314.
+    Differs: the weights alone are rounded, and multiplied in the model's own type.
 
     Args:
         kind: `int8` (per row) or `nf4` (blocks of 64).
