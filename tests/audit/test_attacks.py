@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from workbench.audit.attacks import (
+    FULL,
     QUICK,
     STANDARD,
     AttackConfig,
@@ -34,7 +35,14 @@ from workbench.facts.target import Target
 from workbench.hooks import Site
 from workbench.models import weights_sha256
 
-SMALL = AttackConfig(lrs=(1e-3,), steps=(0, 1, 4), folds=1, batch_size=16, savings_steps=(0, 2))
+SMALL = AttackConfig(
+    ("W1", "W2", "W3", "W4"),
+    lrs=(1e-3,),
+    steps=(0, 1, 4),
+    folds=1,
+    batch_size=16,
+    savings_steps=(0, 2),
+)
 
 
 def view(model: Any, *edits: Any) -> View:
@@ -76,12 +84,20 @@ def test_presets_name_their_jobs(club: Target) -> None:
     turns = len(rotations(club))
     assert turns == 3
     lrs = ("0.0003", "0.001")
-    quick = [*(f"W1 fold 0 lr {lr}" for lr in lrs), "W2 fold 0"]
+    quick = [*(f"W1 fold 0 lr {lr}" for lr in lrs), "W2 fold 0", "W5"]
     assert list(attacks(club, QUICK)) == quick
     relearning = [f"W1 fold {r} lr {lr}" for r in range(turns) for lr in lrs]
     savings_jobs = [f"W2 fold {r}" for r in range(2 * turns)]  # each once more, halves swapped
     rest = savings_jobs, ["W3"], [f"W4 fold {r}" for r in range(turns)]
-    assert list(attacks(club, STANDARD)) == [*relearning, *rest[0], *rest[1], *rest[2]]
+    still = ["W5", "W6", *(f"W6 fold {r}" for r in range(turns)), "W7"]
+    fitted = [f"{name} fold {r}" for name in ("W8", "W9") for r in range(turns)]
+    standard = [*relearning, *rest[0], *rest[1], *rest[2], *still, *fitted]
+    assert list(attacks(club, STANDARD)) == standard
+    full = list(attacks(club, FULL))
+    assert [job for job in standard if job not in full] == []
+    per_fold = 3 * (1 + len(FULL.other_replays) + len(FULL.ladder))
+    assert sum(job.startswith("W1 ") for job in full) == turns * per_fold
+    assert [job for job in full if job.startswith("W10")] == [f"W10 fold {r}" for r in range(turns)]
 
 
 def test_every_fact_is_once_true_and_once_false(club: Target) -> None:
@@ -97,15 +113,19 @@ def test_every_fact_is_once_true_and_once_false(club: Target) -> None:
 def test_jobs_are_those_that_the_target_has_facts_for(club: Target) -> None:
     alone = replace(club, retain=dict.fromkeys(club.retain, ()))
     names = {job.split()[0] for job in attacks(alone, STANDARD)}
-    assert names == {"W1", "W2", "W4"}
+    assert names == {"W1", "W2", "W4", "W5", "W6", "W7", "W8", "W9"}
     single = replace(club, folds={"T": (), "S": (), "V": club.entities})
-    assert {job.split()[0] for job in attacks(single, STANDARD)} == {"W2", "W3"}
+    assert {job.split()[0] for job in attacks(single, STANDARD)} == {
+        *("W2", "W3", "W5", "W6", "W7"),
+    }
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"names": ("W5",)},
+        {"names": ("W99",)},
+        {"other_replays": (1.0,)},
+        {"ladder": (1.0,)},
         {"steps": (1, 2)},
         {"savings_steps": (0, 4, 2)},
         {"replay": 1.0},
@@ -168,6 +188,20 @@ def test_no_label_of_a_scored_fact_reaches_the_attack(
     assert all(found[k].values.tolist() == other[k].values.tolist() for k in stayed)
     taught = run(moved(club, "T"))[1]
     assert (taught == before) == (name == "W3")
+
+
+def test_ladder_states_the_first_of_t_and_other_replays_are_settings_of_their_own(
+    club: Target,
+) -> None:
+    config = replace(SMALL, names=("W1",), other_replays=(0.0,), ladder=(0.1, 0.5))
+    jobs = {name: job.keywords for name, job in attacks(club, config).items()}  # pyright: ignore
+    courses = {kw["label"].setting: kw["course"] for kw in jobs.values()}
+    whole, half = (set(courses[s].pools[0]) for s in ("lr 0.001", "lr 0.001, 50% of T"))
+    tenth = set(courses["lr 0.001, 10% of T"].pools[0])
+    assert tenth < half < whole
+    assert len(half) == len(whole) / 2
+    assert courses["lr 0.001, replay 0"].counts == (16, 0)
+    assert courses["lr 0.001, replay 0"].pools[0] == courses["lr 0.001"].pools[0]
 
 
 def test_savings_see_the_labels_of_v(

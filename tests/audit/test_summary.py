@@ -88,6 +88,55 @@ def test_attack_that_breaks_the_original_is_destructive() -> None:
     assert next(a for a in attacks if a.id == "W2").injection_index is None
 
 
+def perturbed(found: Found, before: float, share: float, r_te: float) -> Found:
+    """With a pruning attack whose middle dose gives this share, and a control that gives all."""
+    more = dict(found)
+    forget, stayed = found[Key("B2", "F", "centred")], found[Key("kept", "R_te", "raw")]
+    for dose, hit in ((0, before), (0.1, share), (0.5, 0.05)):
+        flat = np.full(len(forget.values), float(hit))
+        more[Key("W6", "F", "centred", "wanda", x=dose)] = replace(forget, values=flat)
+        kept = np.full(len(stayed.values), r_te if dose else 0.98)
+        more[Key("W6", "R_te", "centred", "wanda", x=dose)] = replace(stayed, values=kept)
+    for dose, hit in ((0, 0.05), (100, 1.0)):
+        flat = np.full(len(forget.values), hit)
+        more[Key("W9c", "F", "centred", "soft 4", x=dose)] = replace(forget, values=flat)
+    return more
+
+
+def with_pruning(edited: float, gold: float, r_te: float = 0.9) -> AuditReport:
+    measured = WORLD.measured(WORLD.gold(7))
+    shares = {"original": (0.95, 0.95), "edited": (0.05, edited)}
+    for key, found in measured.items():
+        if key[0] in ("original", "edited") or key[0].startswith("gold"):
+            measured[key] = perturbed(found, *shares.get(key[0], (0.05, gold)), r_te)
+    return judge(WORLD.card(), measured)
+
+
+def test_perturbation_is_listed_and_is_the_sixth_endpoint_but_its_control_is_not() -> None:
+    report = with_pruning(edited=0.7, gold=0.05)
+    attack = next(a for a in report.attacks if a.id == "W6")
+    assert (attack.curve.steps, attack.admissible, attack.destructive) == (
+        (0, 0.1, 0.5),
+        True,
+        False,
+    )
+    assert pytest.approx((0.05, 0.7, 0.05)) == attack.curve.E
+    assert attack.utility_after == pytest.approx(0.9)
+    assert {"W9c"} < {a.id for a in report.attacks}
+    sixth = next(e for e in report.endpoints if e.id == "M6")
+    assert set(sixth.selection.chosen) == {"W6 wanda, 0.1 sparsity"}
+    assert sixth.recovered
+
+
+def test_worst_dose_counts_for_what_is_taught_and_the_highest_for_what_is_destroyed() -> None:
+    report = with_pruning(edited=0.05, gold=0.5, r_te=0.3)
+    attack = next(a for a in report.attacks if a.id == "W6")
+    assert attack.injection_index == pytest.approx(0.5, abs=0.05)
+    assert (attack.admissible, attack.destructive) == (False, True)
+    failed = [g for g in report.gates if g.id == "G6" and not g.passed]
+    assert [g.drops for g in failed] == [("M6",)]
+
+
 def test_objectives_are_one_for_a_gold_and_none_for_the_original() -> None:
     def values(edited: Found) -> dict[str, float]:
         rows = judged(edited).rows

@@ -37,6 +37,8 @@ from workbench.audit.views import Found
 
 RECOVERED_RHO, GOLD_MARGIN, DELTA, MAX_DELTA = 0.10, 0.05, 0.10, 0.20
 CONFIRMATORY = ("M1", "M2", "M3", "M4", "M5", "M6")
+PERTURBATIONS = ("W3", "W4", "W5", "W6", "W7", "W8", "W9")
+"""Attacks of which M6 is the best on S."""
 NAMES = {
     "open": "asked openly",
     "text": "best question, as text",
@@ -93,7 +95,7 @@ def readings(cast: Cast, rules: Rules) -> dict[str, Reading]:
     asked = [f for f in rules.kept if FAMILIES[f[0]].access in ("A0", "A1")]
     perturbed = [
         candidate(e, "centred", s, folds, rules.chance(), x)
-        for e, s, x in _doses(cast.edited, ("W3", "W4"))
+        for e, s, x in _doses(cast.edited, PERTURBATIONS)
     ]
     found = {
         "open": _first_usable(

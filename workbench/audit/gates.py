@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
-from workbench.audit.endpoints import CONFIRMATORY, GOLD_MARGIN
+from workbench.audit.endpoints import CONFIRMATORY, GOLD_MARGIN, PERTURBATIONS
 from workbench.audit.schema import Attack, Card, Endpoint, Gate, LeakCheck, Primary, Profile
 from workbench.audit.views import Found
 
@@ -15,7 +15,7 @@ LOO_REMOVED = 0.9
 SIZE_CHECKS = ("forget_facts", "forget_entities", "candidates", "templates", "audit_templates")
 """Contract checks that bear on absence alone; all others must hold for any verdict."""
 ALL = ("open", "text", "lens", "off", *CONFIRMATORY)
-ATTACKS_OF = {"M4": ("W1",), "M6": ("W3", "W4")}
+ATTACKS_OF = {"M4": ("W1",), "M6": PERTURBATIONS}
 
 
 def make_gates(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from workbench.audit.attacks import area
+from workbench.audit.attacks import area, setting_name
 from workbench.audit.rotation import Folds
 from workbench.audit.statistics import (
     MIN_ENTITIES,
@@ -123,7 +123,7 @@ def candidate(
             return scores.about(folds[fold][subset])
         return found.get(Key(endpoint, subset, metric, setting, fold, x))
 
-    name = f"{endpoint} {setting}".strip() + (f", {x:g} steps" if x else "")
+    name = f"{endpoint} {setting_name(endpoint, setting, x) if x else setting}".strip()
     return Candidate(name, look, chance)
 
 

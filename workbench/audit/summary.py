@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from workbench.audit.attacks import injection_index
-from workbench.audit.endpoints import RECOVERED_RHO, Rules
+from workbench.audit.attacks import CONTROL, injection_index
+from workbench.audit.endpoints import PERTURBATIONS, RECOVERED_RHO, Rules
 from workbench.audit.gates import MAX_INJECTION
 from workbench.audit.questions import FAMILIES
 from workbench.audit.reading import (
@@ -43,6 +43,8 @@ from workbench.audit.views import Found
 TAIL_LIMIT, WHOLE, UNKNOWN = 0.05, 0.8, 0.2
 KS_LIMIT = 0.15
 MAX_LOSS, MAX_PPL, DEGRADED_SHARE, DEGRADED_PPL, MIN_VALID = 0.03, 1.05, 0.90, 1.25, 0.9
+LISTED = ("W1", "W2", *PERTURBATIONS, CONTROL, "W10")
+"""Attacks that a report lists; the control among them decides nothing."""
 ASKED = frozenset(name for name, family in FAMILIES.items() if family.access in ("A0", "A1"))
 Name = tuple[str, str]
 
@@ -139,17 +141,18 @@ def bounds_of(
 
 def make_attacks(cast: Cast, view: str, rules: Rules) -> tuple[Attack, ...]:
     """Every attack and setting that was run, with what it teaches and what it costs."""
-    runs = dict.fromkeys(
-        (k.endpoint, k.setting) for k in cast.edited if k.endpoint in ("W1", "W2", "W3", "W4")
-    )
+    runs = dict.fromkeys((k.endpoint, k.setting) for k in cast.edited if k.endpoint in LISTED)
     return tuple(_attack(*run, cast, view, rules) for run in runs)
 
 
 def _attack(name: str, setting: str, cast: Cast, view: str, rules: Rules) -> Attack:
+    # What fits nothing on T is scored on all forget facts at once.
+    whole = any(k[:4] == (name, "F", "centred", setting) for k in cast.edited)
+
     def curve(found: Found) -> dict[float, float]:
         steps: dict[float, list[Scores]] = {}
         for key, scores in found.items():
-            if key[:4] == (name, "F" if name == "W3" else "V", "centred", setting):
+            if key[:4] == (name, "F" if whole else "V", "centred", setting):
                 steps.setdefault(key.x, []).append(scores)
         return {
             x: float(np.mean(np.concatenate([s.values for s in steps[x]]))) for x in sorted(steps)
@@ -191,18 +194,20 @@ def _attack(name: str, setting: str, cast: Cast, view: str, rules: Rules) -> Att
 
 
 def _taught(name: str, setting: str, cast: Cast, rules: Rules) -> float:
-    """The injection index on what the endpoint reads: the area for W1, the highest dose else."""
+    """The injection index on what the endpoint reads: the area for W1, the worst dose else.
+
+    The highest dose of noise or pruning may teach least, since it leaves least of a model.
+    """
     folds, n = rules.data.folds, len(rules.data.folds)
     steps = sorted({k.x for k in cast.edited if k.endpoint == name and k.setting == setting})
-    first, last = (
-        candidate(name, "centred", setting, folds, rules.chance(), x) for x in (steps[0], steps[-1])
-    )
+    first, *rest = (candidate(name, "centred", setting, folds, rules.chance(), x) for x in steps)
     if name == "W1":
-        last = by_area(name, setting, rules.chance())
-    before, after = read_all(cast, [first], n), read_all(cast, [last], n)
-    if after is None or before is None:
+        rest = [by_area(name, setting, rules.chance())]
+    before = read_all(cast, [first], n)
+    after = [r for r in (read_all(cast, [dose], n) for dose in rest) if r is not None]
+    if not after or before is None:
         return 0.0
-    return injection_index(after.gold, before.gold, before.means[1])
+    return max(injection_index(r.gold, before.gold, before.means[1]) for r in after)
 
 
 def make_probes(

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from workbench.audit.attacks import setting_name
 from workbench.audit.endpoints import RECOVERED_RHO
 from workbench.audit.schema import Attack, AuditReport, Endpoint, Family, Measurement
 from workbench.report.dots import family_name, ordered, set_name
@@ -161,9 +162,9 @@ def _attack_cells(a: Attack) -> list[Any]:
     ends = [small(number(v[0]), number(v[-1])) if v else "none" for v in (c.O, c.E, c.G)]
     use = "admissible" if a.admissible else f"not admissible: {a.why}"
     name = f"{a.id} {ATTACKS.get(a.id, '')}".strip()
-    steps = f"{c.steps[-1]:g} steps" if c.steps else "no steps"
+    doses = setting_name(a.id, a.setting, c.steps[-1]) if c.steps else f"{a.setting}, no steps"
     return [
-        small(name, ", ".join(part for part in (a.setting, steps) if part)),
+        small(name, doses),
         a.runs,
         number(a.injection_index),
         number(a.utility_after),

@@ -62,6 +62,13 @@ ATTACKS = {
     "W2": "relearning these facts and fresh ones",
     "W3": "benign fine-tuning",
     "W4": "relearning other facts, low-rank adapters",
+    "W5": "rounding of the weights",
+    "W6": "pruning",
+    "W7": "noise on the weights",
+    "W8": "one direction of the stream",
+    "W9": "soft prompts and latent vectors",
+    "W9c": "W9 fitted on shuffled answers (control, decides nothing)",
+    "W10": "prefix of tokens",
 }
 READING = """
 In every figure a role has one colour and one symbol. Original: the model before the edit. Edited:

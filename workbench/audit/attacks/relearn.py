@@ -1,5 +1,6 @@
 """W1 and W4: state half of the forget entities' facts, score the others."""
 
+from dataclasses import replace
 from functools import partial
 
 from workbench.audit.attacks.config import AttackConfig
@@ -14,23 +15,48 @@ ADAPTER_LR = 1e-3
 
 
 def relearn_jobs(target: Target, config: AttackConfig, seed: int = 0) -> dict[str, Measure]:
-    """W1, one job per fold and learning rate: all weights are fine-tuned on T and replayed facts.
+    """W1, one job per fold and setting: all weights are fine-tuned on T and replayed facts.
 
-    Scored are V, S and, at the first and the last step, R_te. Source: retraining on T, 2410.08827.
-    Differs: AdamW, statements in place of multiple choice, scores at every doubling of the steps.
+    Scored are V, S and, at the first and the last step, R_te. A setting is a learning rate, where
+    asked for with another share of replay, or with a part of T (the ladder of doses). Source:
+    retraining on T, 2410.08827. Differs: AdamW, statements in place of multiple choice, scores at
+    every doubling of the steps.
     """
     return {
-        f"W1 fold {fold} lr {lr:g}": partial(
+        f"W1 fold {fold} {setting}": partial(
             relearn,
             target=target,
             turn=turn,
-            course=course(target, turn, config, lr, f"{seed}, fold {fold}"),
+            course=course(
+                target,
+                part_of(turn, share),
+                replace(config, replay=replay),
+                lr,
+                f"{seed}, fold {fold}",
+            ),
             steps=config.steps,
-            label=Key("W1", "", "centred", f"lr {lr:g}", fold),
+            label=Key("W1", "", "centred", setting, fold),
         )
-        for fold, turn in _turns(target, config)
-        for lr in config.lrs
+        for fold, turn in turns(target, config)
+        for setting, (lr, replay, share) in settings(config).items()
     }
+
+
+def settings(config: AttackConfig) -> dict[str, tuple[float, float, float]]:
+    """W1's settings: learning rate, share of replay, and share of T's entities that are stated."""
+    found = {f"lr {lr:g}": (lr, config.replay, 1.0) for lr in config.lrs}
+    for lr in config.lrs:
+        for replay in config.other_replays:
+            found[f"lr {lr:g}, replay {replay:g}"] = (lr, replay, 1.0)
+        for share in config.ladder:
+            found[f"lr {lr:g}, {share:.0%} of T"] = (lr, config.replay, share)
+    return found
+
+
+def part_of(turn: Folds, share: float) -> Folds:
+    """The folds with only the first of T's entities, at least one; larger shares hold smaller."""
+    count = max(1, round(share * len(turn["T"])))
+    return {**turn, "T": turn["T"][:count]}
 
 
 def adapter_jobs(target: Target, config: AttackConfig, seed: int = 0) -> dict[str, Measure]:
@@ -48,7 +74,7 @@ def adapter_jobs(target: Target, config: AttackConfig, seed: int = 0) -> dict[st
             label=Key("W4", "", "centred", "lora", fold),
             utility_at=ADAPTER_STEPS,
         )
-        for fold, turn in _turns(target, config)
+        for fold, turn in turns(target, config)
     }
 
 
@@ -87,7 +113,7 @@ def relearn(
     return found
 
 
-def _turns(target: Target, config: AttackConfig) -> list[tuple[int, Folds]]:
+def turns(target: Target, config: AttackConfig) -> list[tuple[int, Folds]]:
     """The rotations, numbered, in which there is something to state and something to score."""
     turns = enumerate(rotations(target)[: config.folds])
     return [(fold, turn) for fold, turn in turns if turn["T"] and turn["V"]]

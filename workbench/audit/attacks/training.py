@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Int
@@ -20,6 +20,7 @@ from workbench.models.copies import copied
 from workbench.models.score import device_of
 from workbench.models.train import lm_loss, pad_rows
 
+Row = TypeVar("Row")
 CLIP = 1.0
 """Largest norm of a gradient."""
 
@@ -82,7 +83,7 @@ def batches(tokenizer: Any, course: Course) -> Iterator[Int[Tensor, "batch pos"]
     """Endless batches; a pool is gone through in a new order each time it is used up."""
     pad = _pad(tokenizer)
     streams = [
-        (_endless(_encoded(tokenizer, pool), random.Random(f"{course.order}, pool {i}")), count)
+        (endless(_encoded(tokenizer, pool), random.Random(f"{course.order}, pool {i}")), count)
         for i, (pool, count) in enumerate(zip(course.pools, course.counts, strict=True))
         if count
     ]
@@ -124,6 +125,7 @@ def _encoded(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     return [[*ids, *end] for ids in tokenizer(list(texts))["input_ids"]]
 
 
-def _endless(rows: list[list[int]], rng: random.Random) -> Iterator[list[int]]:
+def endless(rows: Sequence[Row], rng: random.Random) -> Iterator[Row]:
+    """All rows in a random order, and again in another."""
     while True:
         yield from rng.sample(rows, len(rows))
