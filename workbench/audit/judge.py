@@ -17,6 +17,13 @@ from workbench.audit.hook_summary import make_hooks
 from workbench.audit.reading import Cast, FactName, without
 from workbench.audit.rows import make_rows
 from workbench.audit.schema import Attack, AuditReport, Card, Endpoint, Family, Primary
+from workbench.audit.sections import (
+    make_coverage,
+    make_depth,
+    make_derivation,
+    make_erasures,
+    make_leaks,
+)
 from workbench.audit.statistics import Key, fraction
 from workbench.audit.summary import (
     bounds_of,
@@ -67,7 +74,12 @@ def judge(card: Card, measured: Measured) -> AuditReport:
     attacks = make_attacks(cast, "deployed", rules)
     hooks = make_hooks(measured, cast, card)
     bounds = _bounds(cast, families, rules)
-    flags = (*(hooks.flags if hooks else ()), *format_flags(bounds["A1"].values()))
+    derived, leaks = make_derivation(cast, rules.chance(), card.seed), make_leaks(cast, card.seed)
+    flags = (
+        *(hooks.flags if hooks else ()),
+        *format_flags(bounds["A1"].values()),
+        *(f.name for f in (derived.flags if derived else ()) if f.raised),
+    )
     evidence = Evidence(
         endpoints,
         make_gates(card, endpoints, attacks, controls, loo),
@@ -91,11 +103,15 @@ def judge(card: Card, measured: Measured) -> AuditReport:
         hooks=hooks,
         tail=evidence.tail,
         ks=evidence.ks,
-        derivation=_derivation(families),
+        derivation=derived,
         collateral=evidence.collateral,
+        leaks=leaks,
+        depth=make_depth(cast),
+        erasures=make_erasures(cast),
+        coverage=make_coverage(cast.edited, len(cast.golds)),
         loo_verdicts=loo,
         verdict=verdict,
-        claims=make_claims(verdict, evidence, card.target, bounds),
+        claims=make_claims(verdict, evidence, card.target, bounds, leaks, derived),
         limits=_limits(card, endpoints, families),
         rows=make_rows(
             measured, endpoints, evidence.collateral, tuple(bounds["A1"].values()), card.seed
@@ -245,11 +261,6 @@ def _bounds(cast: Cast, families: tuple[Family, ...], rules: Rules) -> Bounds:
     return bounds
 
 
-def _derivation(families: tuple[Family, ...]) -> dict[str, dict[str, float]]:
-    """What follows from the target: asked in one question, and chained by the auditor."""
-    return {f.setting: f.raw for f in families if f.id == "B5"}
-
-
 def _limits(
     card: Card, endpoints: tuple[Endpoint, ...], families: tuple[Family, ...]
 ) -> tuple[str, ...]:
@@ -258,11 +269,6 @@ def _limits(
         limits.append(
             "The quick profile asks few kinds of questions, relearns on one rotation of the folds "
             "and perturbs nothing else: it never gives REMOVED."
-        )
-    else:
-        limits.append(
-            "Quantisation, pruning, noise, directions and soft prompts were not tried, nor was "
-            "membership inference."
         )
     facts, entities = FULL_SIZE
     if card.target.n_facts < facts or card.target.n_entities < entities:

@@ -19,7 +19,7 @@ SCHEMA: Literal["audit/1"] = "audit/1"
 BATTERY_VERSION = "1.0"
 
 Primary = Literal["REMOVED", "SUPPRESSED", "DEGRADED", "NOT_REMOVED", "INCONCLUSIVE"]
-Profile = Literal["quick", "standard"]
+Profile = Literal["quick", "standard", "full"]
 Role = Literal["confirmatory", "secondary", "descriptive"]
 Status = Literal["supported", "contradicted", "not_tested", "not_testable"]
 Number = float | None
@@ -65,7 +65,7 @@ class Measurement(_Closed):
 
 @dataclass(frozen=True)
 class DualUse(_Closed):
-    """What is to be prevented, for whom, in the user's words."""
+    """What is to be prevented, for whom, in the user's words; what it costs is in `Collateral`."""
 
     statement: str
 
@@ -344,7 +344,15 @@ class ProbeRow(_Closed):
 
 @dataclass(frozen=True)
 class Hooks(_Closed):
-    """What the hook checks found; None where a check does not apply or was not run."""
+    """What the hook checks found; None where a check does not apply or was not run.
+
+    Attributes:
+        error_share: by SAE, the share of the target's log-probability that its error carries.
+        bypass: centred hits of forget facts by way of meeting the edit that should not matter.
+        doses: by dose of the edit (1 is as deployed), hits of forget facts (`F`), of retained ones
+            (`R_te`), and the share of forget facts whose object ranks last (`last`).
+        baked_difference: largest difference of a log-probability from the edit in the weights.
+    """
 
     upstream_equal: bool | None
     recompute_gain: Number
@@ -352,6 +360,10 @@ class Hooks(_Closed):
     fire_rate: dict[str, float]
     split: dict[str, float]
     same_answer: dict[str, float]
+    error_share: dict[str, tuple[float, float, float]]
+    bypass: dict[str, float]
+    doses: dict[str, dict[str, float]]
+    baked_difference: Number
     flags: tuple[str, ...]
 
 
@@ -389,7 +401,12 @@ class Distance(_Closed):
 
 @dataclass(frozen=True)
 class KeptSet(_Closed):
-    """Recall of one set of facts that was to stay."""
+    """Recall of one set of facts that was to stay.
+
+    Attributes:
+        kl_nats: divergence of the edited model's answers from the original's, per question;
+            `kl_gold_nats` the golds' own. `flipped` is the share of answers that changed.
+    """
 
     id: str
     n: int
@@ -399,6 +416,9 @@ class KeptSet(_Closed):
     G: Number
     lcb_vs_gold: float
     ucb: float
+    kl_nats: Number = None
+    kl_gold_nats: Number = None
+    flipped: Number = None
 
 
 @dataclass(frozen=True)
@@ -409,15 +429,127 @@ class Collateral(_Closed):
         reference: whom the edited model is held against, `gold` or, without golds, `original`.
         ppl_ratio: perplexity on held-out sentences over the reference's, with its 95 % interval.
         valid_answers: share of prompts whose most likely next token begins a candidate.
+        fluency: of continued texts, the edited model's, the original's and the golds' entropy of
+            n-grams in bits, repeated 4-grams and refusals.
+        dual_cost: mean loss against the golds over the retained sets, gains counted as none.
     """
 
     reference: Literal["gold", "original"]
     sets: tuple[KeptSet, ...]
     ppl_ratio: tuple[float, float, float] | None
     valid_answers: Number
+    fluency: dict[str, tuple[float, float, Number]]
+    dual_cost: Number
     non_inferior: bool
     degraded: bool
     why: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Gap(_Closed):
+    """A difference with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class DerivedFlag(_Closed):
+    """REDERIVABLE, OVERREACH or LOGIC_BROKEN.
+
+    Attributes:
+        value: of the edited model; None where nothing was measured, and `note` says why.
+        gap: the edited model less chance or the reference.
+        gold_too: whether golds show the same, so that it says nothing of the edit.
+    """
+
+    name: str
+    raised: bool
+    note: str
+    value: Number
+    gap: Gap | None
+    gold: Number
+    gold_too: bool
+
+
+@dataclass(frozen=True)
+class Derivation(_Closed):
+    """What follows from the target and from what was to stay, and who can still derive it.
+
+    Attributes:
+        asked: by way (`stored`, `latent`, `chained`), hits by `O`, `E`, `G`.
+        deep: by measure (`success_du`, `recall`, `acc`, `derivable`), means by `O`, `E`, `G`.
+    """
+
+    n: int
+    asked: dict[str, dict[str, Number]]
+    deep: dict[str, dict[str, Number]]
+    flags: tuple[DerivedFlag, ...]
+
+
+@dataclass(frozen=True)
+class LeakRow(_Closed):
+    """What one signal of membership tells; see `workbench.audit.privacy.Leak`."""
+
+    signal: str
+    why: str
+    auc: Gap | None
+    original: Number
+    golds: tuple[float, ...]
+    gap: Gap | None
+    privleak: Number
+    leaks: bool
+
+
+@dataclass(frozen=True)
+class DepthRow(_Closed):
+    """P10 at one layer: nats that patching a model's stream into the original costs.
+
+    Attributes:
+        E, G: on forget facts; `E_kept` and `G_kept` on retained ones.
+    """
+
+    layer: str
+    E: float
+    G: Number
+    E_kept: Number
+    G_kept: Number
+
+
+@dataclass(frozen=True)
+class Depth(_Closed):
+    """How deep the change goes: `removal` is 0 intact and 1 as a gold, None with the reason."""
+
+    rows: tuple[DepthRow, ...]
+    removal: Number
+    why: str
+
+
+@dataclass(frozen=True)
+class Erasure(_Closed):
+    """P9 at one layer: what erasing the probes' concept costs beyond random subspaces."""
+
+    layer: str
+    E: float
+    O: float  # noqa: E741
+    G: Number
+    guard: float
+
+
+@dataclass(frozen=True)
+class Covered(_Closed):
+    """One item of a published checklist, and what of this audit speaks to it.
+
+    Attributes:
+        by: items of the battery.
+        run: those of them that were run here.
+    """
+
+    checklist: str
+    item: str
+    by: tuple[str, ...]
+    run: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -467,8 +599,12 @@ class AuditReport(_Closed):
     hooks: Hooks | None
     tail: tuple[Tail, ...]
     ks: Distance | None
-    derivation: dict[str, dict[str, float]]
+    derivation: Derivation | None
     collateral: Collateral
+    leaks: tuple[LeakRow, ...]
+    depth: Depth | None
+    erasures: tuple[Erasure, ...]
+    coverage: tuple[Covered, ...]
     loo_verdicts: tuple[Primary, ...]
     verdict: Verdict
     claims: tuple[Claim, ...]

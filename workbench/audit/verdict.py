@@ -248,37 +248,3 @@ def _share(endpoint: Endpoint) -> str:
     """ρ as a percentage with its interval."""
     value, low, high = (f"{100 * x:.0f}" for x in (endpoint.rho, endpoint.low, endpoint.high))
     return f"{value} % [{low} to {high}]"
-
-
-def make_claims(
-    verdict: Verdict, evidence: Evidence, target: TargetInfo, bounds: Bounds
-) -> tuple[Claim, ...]:
-    """What people say of an edit, and whether this audit bears it out."""
-    removal = {"REMOVED": "supported", "INCONCLUSIVE": "not_testable", "DEGRADED": "not_testable"}
-    status = removal.get(verdict.primary, "contradicted")
-    if target.type != "observed" and status == "supported":
-        status = "not_testable"
-    recovered = tuple(e.id for e in evidence.confirmatory if e.recovered)
-    claims = [Claim("removal_from_weights", target.type, "A4", status, recovered)]  # pyright: ignore[reportArgumentType]
-    return (
-        *claims,
-        *(_suppression(target, access, families) for access, families in bounds.items()),
-        Claim("retrain_indistinguishable", target.type, "A4", "not_tested", ()),
-        Claim("downstream_use", target.type, "A4", "not_tested", ()),
-    )
-
-
-def _suppression(
-    target: TargetInfo, access: str, families: dict[str, tuple[float, float, float]]
-) -> Claim:
-    """Supported if every kept way of asking is bounded below the margin.
-
-    Contradicted if one recovers the knowledge; what is only too uncertain cannot be told.
-    """
-    found = [n for n, (rho, low, _) in families.items() if low > 0 and rho >= RECOVERED_RHO]
-    open_ones = [n for n, (_, _, high) in families.items() if high >= RECOVERED_RHO]
-    if not families:
-        status = "not_tested"
-    else:
-        status = "contradicted" if found else "not_testable" if open_ones else "supported"
-    return Claim("output_suppression", target.type, access, status, tuple(found or open_ones))

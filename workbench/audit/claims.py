@@ -1,0 +1,77 @@
+"""What people say of an edit, and whether an audit bears it out."""
+
+from collections.abc import Sequence
+
+from workbench.audit.endpoints import RECOVERED_RHO
+from workbench.audit.schema import Claim, Derivation, LeakRow, TargetInfo, Verdict
+from workbench.audit.verdict import Evidence
+
+MAX_GAP = 0.05
+"""Of the AUC of a signal of membership from the golds', either way."""
+Bounds = dict[str, dict[str, tuple[float, float, float]]]
+"""Rho with its interval by access level and kept family."""
+
+
+def make_claims(
+    verdict: Verdict,
+    evidence: Evidence,
+    target: TargetInfo,
+    bounds: Bounds,
+    leaks: Sequence[LeakRow] = (),
+    derived: Derivation | None = None,
+) -> tuple[Claim, ...]:
+    """What people say of an edit, and whether this audit bears it out.
+
+    Of knowledge that follows from other knowledge removal is never supported, since golds may
+    derive it too.
+    """
+    removal = {"REMOVED": "supported", "INCONCLUSIVE": "not_testable", "DEGRADED": "not_testable"}
+    status = removal.get(verdict.primary, "contradicted")
+    if target.type != "observed" and status == "supported":
+        status = "not_testable"
+    recovered = tuple(e.id for e in evidence.confirmatory if e.recovered)
+    claims = [Claim("removal_from_weights", target.type, "A4", status, recovered)]  # pyright: ignore[reportArgumentType]
+    if derived is not None:
+        raised = tuple(f.name for f in derived.flags if f.name == "REDERIVABLE" and f.raised)
+        state = "contradicted" if raised else "not_testable"
+        claims.append(Claim("removal_from_weights", "latent", "A1", state, raised))
+    return (
+        *claims,
+        *(_suppression(target, access, families) for access, families in bounds.items()),
+        _retrained(target, leaks),
+        Claim("downstream_use", target.type, "A4", "not_tested", ()),
+    )
+
+
+def _suppression(
+    target: TargetInfo, access: str, families: dict[str, tuple[float, float, float]]
+) -> Claim:
+    """Supported if every kept way of asking is bounded below the margin.
+
+    Contradicted if one recovers the knowledge; what is only too uncertain cannot be told.
+    """
+    found = [n for n, (rho, low, _) in families.items() if low > 0 and rho >= RECOVERED_RHO]
+    open_ones = [n for n, (_, _, high) in families.items() if high >= RECOVERED_RHO]
+    if not families:
+        status = "not_tested"
+    else:
+        status = "contradicted" if found else "not_testable" if open_ones else "supported"
+    return Claim("output_suppression", target.type, access, status, tuple(found or open_ones))
+
+
+def _retrained(target: TargetInfo, leaks: Sequence[LeakRow]) -> Claim:
+    """Contradicted if a signal of membership tells the model from golds, either way.
+
+    Supported if no signal could by more than the margin.
+    """
+    told = tuple(leak.signal for leak in leaks if leak.leaks and leak.gap is not None)
+    gaps = [leak.gap for leak in leaks if leak.gap is not None]
+    if not leaks:
+        status = "not_tested"
+    elif told:
+        status = "contradicted"
+    elif gaps and all(-MAX_GAP <= gap.low and gap.high <= MAX_GAP for gap in gaps):
+        status = "supported"
+    else:
+        status = "not_testable"
+    return Claim("retrain_indistinguishable", target.type, "A4", status, told)
