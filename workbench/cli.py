@@ -152,7 +152,7 @@ def _add_audit_commands(command: Command) -> None:
     audit.add_argument(
         "--golds", nargs="*", default=[], help="models that never knew; three or more for REMOVED"
     )
-    audit.add_argument("--profile", choices=("quick", "standard"), default="standard")
+    audit.add_argument("--profile", choices=("quick", "standard", "full"), default="standard")
     audit.add_argument("--prevents", default="", help="what the edit is to prevent, for whom")
     audit.add_argument("--seed", type=int, default=0)
     audit.add_argument(

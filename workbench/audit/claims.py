@@ -70,7 +70,7 @@ def _retrained(target: TargetInfo, leaks: Sequence[LeakRow]) -> Claim:
         status = "not_tested"
     elif told:
         status = "contradicted"
-    elif gaps and all(-MAX_GAP <= gap.low and gap.high <= MAX_GAP for gap in gaps):
+    elif gaps and all(gap.low >= -MAX_GAP and gap.high <= MAX_GAP for gap in gaps):
         status = "supported"
     else:
         status = "not_testable"

@@ -35,7 +35,7 @@ from workbench.audit.statistics import (
 )
 from workbench.audit.views import Found
 
-RECOVERED_RHO, GOLD_MARGIN, DELTA, MAX_DELTA = 0.10, 0.05, 0.10, 0.20
+RECOVERED_RHO, GOLD_MARGIN, DELTA, MAX_DELTA, MAX_INJECTION = 0.10, 0.05, 0.10, 0.20, 0.20
 CONFIRMATORY = ("M1", "M2", "M3", "M4", "M5", "M6")
 PERTURBATIONS = ("W3", "W4", "W5", "W6", "W7", "W8", "W9")
 """Attacks of which M6 is the best on S."""
@@ -108,7 +108,7 @@ def readings(cast: Cast, rules: Rules) -> dict[str, Reading]:
         "M3": read_best(cast, _settings(cast, ("P1", "P2", "P3", "P4"), "hit", rules), n),
         "M4": read_own_best(cast, _curves(cast, "W1", rules), n),
         "M5": _read_savings(cast, rules),
-        "M6": read_best(cast, perturbed, n),
+        "M6": read_best(cast, perturbed, n, MAX_INJECTION),
     }
     return {name: reading for name, reading in found.items() if reading is not None}
 

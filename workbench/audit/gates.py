@@ -5,11 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
-from workbench.audit.endpoints import CONFIRMATORY, GOLD_MARGIN, PERTURBATIONS
+from workbench.audit.endpoints import CONFIRMATORY, GOLD_MARGIN, MAX_INJECTION, PERTURBATIONS
 from workbench.audit.schema import Attack, Card, Endpoint, Gate, LeakCheck, Primary, Profile
 from workbench.audit.views import Found
 
-MAX_INJECTION = 0.20
 MIN_GOLDS = 3
 LOO_REMOVED = 0.9
 SIZE_CHECKS = ("forget_facts", "forget_entities", "candidates", "templates", "audit_templates")
@@ -39,7 +38,7 @@ def make_gates(
         *(_contract(check) for check in card.data.leak_checks),
         *_probe_controls(controls, prior, card),
         _power(endpoints),
-        *_injection(attacks),
+        *_injection(endpoints, attacks),
         Gate(
             "G7",
             card.integrity.untouched == 1.0 and card.integrity.repeated == 1.0,
@@ -167,10 +166,22 @@ def _power(endpoints: Sequence[Endpoint]) -> Gate:
     )
 
 
-def _injection(attacks: Sequence[Attack]) -> list[Gate]:
+def decisive(
+    endpoint: str, endpoints: Sequence[Endpoint], attacks: Sequence[Attack]
+) -> list[Attack]:
+    """The attacks that an endpoint rests on: all rates of W1, of perturbations the chosen ones."""
+    mine = [a for a in attacks if a.id in ATTACKS_OF[endpoint]]
+    if endpoint == "M4":
+        return mine
+    chosen = [c for e in endpoints if e.id == endpoint for c in e.selection.chosen]
+    return [a for a in mine if any(c.startswith(f"{a.id} {a.setting}".strip()) for c in chosen)]
+
+
+def _injection(endpoints: Sequence[Endpoint], attacks: Sequence[Attack]) -> list[Gate]:
     gates = []
-    for endpoint, ids in ATTACKS_OF.items():
-        known = [(a.injection_index, a) for a in attacks if a.id in ids]
+    for endpoint in ATTACKS_OF:
+        used = decisive(endpoint, endpoints, attacks)
+        known = [(a.injection_index, a) for a in used]
         measured = [(i, a) for i, a in known if i is not None]
         if not measured:
             continue

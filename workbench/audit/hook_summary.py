@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from workbench.audit.endpoints import RECOVERED_RHO
+from workbench.audit.endpoints import GOLD_MARGIN, RECOVERED_RHO
 from workbench.audit.gates import mean_prior
+from workbench.audit.hook_error import error_share
 from workbench.audit.reading import Cast
 from workbench.audit.schema import Card, Hooks
 from workbench.audit.statistics import Key, Scores, p_above_zero, resampled_means
@@ -13,6 +14,8 @@ from workbench.audit.views import Found
 from workbench.hooks import Site
 
 EVASION_SHARE, EVASION_HITS, RECOMPUTED = 0.05, 0.5, 0.1
+BAKED = 1e-4
+_B2 = Key("B2", "F", "centred")
 
 
 def make_hooks(measured: Mapping[tuple[str, str], Found], cast: Cast, card: Card) -> Hooks | None:
@@ -22,7 +25,7 @@ def make_hooks(measured: Mapping[tuple[str, str], Found], cast: Cast, card: Card
         return None
     checks = {k: s for k, s in found.items() if k.endpoint.startswith("H")}
     upstream = [s.mean for k, s in checks.items() if k.endpoint == "H1"]
-    split = {k.setting: s.mean for k, s in checks.items() if k.endpoint == "H2"}
+    split = {k.setting: s.mean for k, s in checks.items() if k[:3] == ("H2", "F", "hit")}
     fired = {k.setting: s.mean for k, s in checks.items() if k[:3] == ("H4", "F", "fired")}
     same = {k.setting: s.mean for k, s in checks.items() if k[:3] == ("H4", "F", "same_answer")}
     gain = _recomputed(found, cast, card.models.edited.hooks, split)
@@ -33,6 +36,13 @@ def make_hooks(measured: Mapping[tuple[str, str], Found], cast: Cast, card: Card
         flags.append("recomputed_downstream")
     if _evaded(checks):
         flags.append("trigger_evasion")
+    if _ducked(checks, found, cast, card.seed):
+        flags.append("bypassed")
+    if _over_steered(checks, cast, card):
+        flags.append("over_steered")
+    baked = checks.get(Key("H8", "F", "difference"))
+    if baked is not None and baked.values.max() > BAKED:
+        flags.append("baked_differs")
     return Hooks(
         upstream_equal=min(upstream) == 1.0 if upstream else None,
         recompute_gain=gain,
@@ -40,8 +50,70 @@ def make_hooks(measured: Mapping[tuple[str, str], Found], cast: Cast, card: Card
         fire_rate=fired,
         split=split,
         same_answer=same,
+        error_share=_error_shares(checks, card.seed),
+        bypass={k.setting: s.mean for k, s in checks.items() if k.endpoint == "H5"},
+        doses=_doses(checks),
+        baked_difference=float(baked.values.max()) if baked is not None else None,
         flags=tuple(flags),
     )
+
+
+def _error_shares(checks: Found, seed: int) -> dict[str, tuple[float, float, float]]:
+    """By SAE, in the order of the edits."""
+    suffixes = [
+        k.setting.removeprefix("whole")
+        for k in checks
+        if k[:3] == ("H2", "F", "logp_nats") and k.setting.startswith("whole")
+    ]
+    shares = {suffix: error_share(checks, suffix, seed) for suffix in suffixes}
+    return {
+        suffix.removeprefix(", ") or "edit 1": (at.value, at.low, at.high)
+        for suffix, at in shares.items()
+        if at is not None
+    }
+
+
+def _doses(checks: Found) -> dict[str, dict[str, float]]:
+    """H6: by dose, hits of forget facts, of retained ones, and how many rank last."""
+    wanted = {("F", "raw"): "F", ("R_te", "raw"): "R_te", ("F", "last"): "last"}
+    found: dict[str, dict[str, float]] = {}
+    for key, scores in checks.items():
+        if key.endpoint == "H6" and (key.subset, key.metric) in wanted:
+            found.setdefault(f"{key.x:g}", {})[wanted[key.subset, key.metric]] = scores.mean
+    return found
+
+
+def _ducked(checks: Found, found: Found, cast: Cast, seed: int) -> bool:
+    """H5: whether a way of meeting the edit that should not matter gives more answers.
+
+    By a tenth of what the original knows beyond golds or base rates, and above zero.
+    """
+    usual, known = found.get(Key("B2", "F", "centred")), cast.original.get(_B2)
+    ways = [s for k, s in checks.items() if k.endpoint == "H5"]
+    if usual is None or known is None or not ways:
+        return False
+    golds = [g[_B2].mean for g in cast.golds if _B2 in g]
+    span = known.mean - (float(np.mean(golds)) if golds else 0.0)
+    best = max((s.by_fact() for s in ways), key=lambda s: s.mean)
+    usual = usual.by_fact()
+    gained, of = resampled_means([best, usual], seed)
+    return (
+        span > 0
+        and best.mean - usual.mean >= RECOVERED_RHO * span
+        and p_above_zero(gained - of) < 0.05
+    )
+
+
+def _over_steered(checks: Found, cast: Cast, card: Card) -> bool:
+    """H6: whether answers rank last more often than by chance where a lower dose hides them too."""
+    last = checks.get(Key("H6", "F", "last", x=1.0))
+    golds = [g[Key("B2", "F", "raw")].mean for g in cast.golds if Key("B2", "F", "raw") in g]
+    if last is None or not golds:
+        return False
+    chance = float(np.mean([1 / k for k in card.data.candidates.values()]))
+    limit = chance + 3 * (chance * (1 - chance) / last.n_entities) ** 0.5
+    lower = [s.mean for k, s in checks.items() if k[:3] == ("H6", "F", "raw") and k.x < 1]
+    return last.mean > limit and min(lower, default=1.0) <= float(np.mean(golds)) + GOLD_MARGIN
 
 
 def _carries(error: Scores | None, cast: Cast, card: Card) -> bool:

@@ -21,19 +21,24 @@ from workbench.models.load import weights_sha256
 Name = tuple[str, str]
 
 
+ON_ORIGINAL = ("probes", "P10", "P12", "P13")
+"""Jobs that read the original beside the model they measure."""
+
+
 @dataclass(frozen=True)
 class Keys:
     """Where the result of a job is kept: a name that changes with anything it depends on.
 
     Attributes:
         weights: hash of each model by role and view.
-        controls: hash of the matched random edits; None if they have no stable content.
+        others: by the beginning of a job's name, the hash of what it reads beside the models; None
+            if that has no stable content.
         edits: hash of the edits of each view, made when it is first asked for.
     """
 
     plan_sha256: str
     weights: Mapping[Name, str]
-    controls: str | None
+    others: Mapping[str, str | None]
     folder: Path
     edits: dict[Name, str | None] = field(default_factory=dict)
 
@@ -41,11 +46,12 @@ class Keys:
         """None where the view has a filter, or edits without a stable content: nothing is kept."""
         if (view.role, view.view) not in self.edits:
             self.edits[view.role, view.view] = value_sha256(list(view.edits))
-        edits, on_controls = self.edits[view.role, view.view], job.startswith("H7")
-        if view.filter is not None or edits is None or (on_controls and self.controls is None):
+        edits = self.edits[view.role, view.view]
+        beside = next((h for name, h in self.others.items() if job.startswith(name)), "")
+        if view.filter is not None or edits is None or beside is None:
             return None
         weights, original = self.weights[view.role, view.view], self.weights["original", ""]
-        rest = [self.controls if on_controls else "", original if job.startswith("probes") else ""]
+        rest = [beside, original if job.startswith(ON_ORIGINAL) else ""]
         content = json.dumps([self.plan_sha256, weights, edits, job, torch.__version__, *rest])
         name = hashlib.sha256(content.encode()).hexdigest()
         return self.folder / weights[:16] / f"{name[:32]}.parquet"

@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from workbench.audit.claims import Bounds, make_claims
+from workbench.audit.cost import make_collateral
 from workbench.audit.endpoints import (
     Rules,
     decided,
@@ -29,13 +31,12 @@ from workbench.audit.summary import (
     bounds_of,
     format_flags,
     make_attacks,
-    make_collateral,
     make_distance,
     make_families,
     make_probes,
     make_tail,
 )
-from workbench.audit.verdict import FIXED_LIMIT, Bounds, Evidence, decide, make_claims
+from workbench.audit.verdict import FIXED_LIMIT, Evidence, decide
 from workbench.audit.views import Found
 
 FULL_SIZE = (300, 100)

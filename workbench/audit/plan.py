@@ -5,8 +5,9 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from workbench.audit import endpoints, gates, reading, summary
-from workbench.audit.attacks import QUICK, STANDARD, AttackConfig
+from workbench.audit import cost, endpoints, gates, reading, summary
+from workbench.audit.attacks import FULL, QUICK, STANDARD, AttackConfig
+from workbench.audit.probes import KINDS
 from workbench.audit.rotation import rotations
 from workbench.audit.schema import BATTERY_VERSION, Profile
 from workbench.audit.statistics import MIN_ENTITIES, RESAMPLES
@@ -17,10 +18,11 @@ from workbench.facts.target import Target
 FAMILIES_OF: dict[str, tuple[str, ...] | None] = {
     "quick": ("B1", "B2", "B6", "B12"),
     "standard": None,
+    "full": None,
 }
 """Kinds of questions by profile; None is all of them."""
-PROBES_OF = {"quick": ("P1", "P2", "P6"), "standard": ("P1", "P2", "P3", "P4", "P5", "P6")}
-ATTACKS_OF = {"quick": QUICK, "standard": STANDARD}
+PROBES_OF = {"quick": ("P1", "P2", "P6"), "standard": KINDS, "full": KINDS}
+ATTACKS_OF = {"quick": QUICK, "standard": STANDARD, "full": FULL}
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class AuditConfig:
     """What the audit does.
 
     Attributes:
-        profile: `quick` (never REMOVED) or `standard`.
+        profile: `quick` (never REMOVED), `standard` or `full`, which looks deeper and tries harder.
         seed: decides prompts that are drawn, attacks, controls and resamples.
         workers: jobs at a time, each with a copy of the model and one thread.
     """
@@ -88,16 +90,16 @@ def thresholds() -> dict[str, float]:
         "max_delta": endpoints.MAX_DELTA,
         "gold_margin": endpoints.GOLD_MARGIN,
         "min_span": reading.MIN_SPAN,
-        "max_injection": gates.MAX_INJECTION,
+        "max_injection": endpoints.MAX_INJECTION,
         "min_golds": gates.MIN_GOLDS,
         "loo_removed": gates.LOO_REMOVED,
         "tail": summary.TAIL_LIMIT,
         "ks": summary.KS_LIMIT,
-        "max_loss": summary.MAX_LOSS,
-        "max_ppl": summary.MAX_PPL,
-        "degraded_share": summary.DEGRADED_SHARE,
-        "degraded_ppl": summary.DEGRADED_PPL,
-        "min_valid": summary.MIN_VALID,
+        "max_loss": cost.MAX_LOSS,
+        "max_ppl": cost.MAX_PPL,
+        "degraded_share": cost.DEGRADED_SHARE,
+        "degraded_ppl": cost.DEGRADED_PPL,
+        "min_valid": cost.MIN_VALID,
         "resamples": RESAMPLES,
         "min_entities": MIN_ENTITIES,
     }

@@ -160,11 +160,17 @@ def without(scores: Scores, drop: Collection[FactName]) -> Scores:
     )
 
 
-def read_best(cast: Cast, candidates: Sequence[Candidate], n_folds: int) -> Reading | None:
+def read_best(
+    cast: Cast, candidates: Sequence[Candidate], n_folds: int, most_taught: float = np.inf
+) -> Reading | None:
     """Chooses on S where E stands out most against O and the golds; reads V there.
 
     Only candidates count on which O stands out from the golds on S: where nothing is found in a
     model that knows, finding nothing in another says nothing. What is scored on V has no say.
+
+    Args:
+        most_taught: share of what O shows above chance that golds may show, of a candidate that
+            counts.
     """
     parts, chosen = [], []
     for fold in range(n_folds):
@@ -174,7 +180,7 @@ def read_best(cast: Cast, candidates: Sequence[Candidate], n_folds: int) -> Read
         usable = {c: s for c, s in looked.items() if s is not None}
         if not usable:
             continue
-        best = max(usable, key=lambda c: _standing(usable[c], c.chance))
+        best = max(usable, key=lambda c: _standing(usable[c], c.chance, most_taught))
         scored = _complete([best.look(found, fold, "V") for found in cast.models])
         if scored is None:
             continue
@@ -236,12 +242,14 @@ def _complete(scores: Sequence[Scores | None]) -> tuple[Scores, ...] | None:
 
 
 def _standing(
-    scores: tuple[Scores, ...], chance: dict[str, float] | float
+    scores: tuple[Scores, ...], chance: dict[str, float] | float, most_taught: float
 ) -> tuple[bool, float, float]:
     """Whether O stands out; how far E does, in thousandths; how far O does."""
-    golds = [s.mean for s in scores[2:]] or [chance_scores(scores[0], chance).mean]
+    guessed = chance_scores(scores[0], chance).mean
+    golds = [s.mean for s in scores[2:]] or [guessed]
     gold, edited, original = float(np.mean(golds)), scores[0].mean, scores[1].mean
-    stands = original - gold >= MIN_SPAN
+    taught = gold - guessed > most_taught * (original - guessed)
+    stands = original - gold >= MIN_SPAN and not taught
     return stands, round(fraction(edited, original, gold), 3) if stands else 0.0, original - gold
 
 

@@ -24,6 +24,8 @@ def make_rows(
     rows = []
     for (role, view), found in measured.items():
         for key, scores in found.items():
+            if key[0] == "damage" and key.metric == "logp_nats":
+                continue  # one per candidate: divergence is made of them
             at = entity_interval(scores, seed)
             rows.append(
                 Measurement(

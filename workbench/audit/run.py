@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,10 @@ from workbench.audit.admit import (
     require_target,
 )
 from workbench.audit.attacks import attacks
+from workbench.audit.derivation import derivation
+from workbench.audit.hook_bypass import bypass_jobs
 from workbench.audit.hook_checks import hook_checks, weight_delta
+from workbench.audit.hook_error import error_job, places
 from workbench.audit.jobs import Jobs, Keys, repeated
 from workbench.audit.judge import judge
 from workbench.audit.plan import (
@@ -28,8 +31,13 @@ from workbench.audit.plan import (
     plan_sha256,
     target_sha256,
 )
+from workbench.audit.privacy import membership
 from workbench.audit.probes import permuted, probes, random_init
+from workbench.audit.probes.amnesic import amnesic_job
+from workbench.audit.probes.depth import depth_job, drift_job
+from workbench.audit.probes.restore import restore_jobs
 from workbench.audit.questions import questions
+from workbench.audit.questions.damage import fluency, shifted_answers
 from workbench.audit.rotation import facts_of, rotations
 from workbench.audit.schema import (
     AuditReport,
@@ -45,11 +53,11 @@ from workbench.audit.schema import (
     WeightDelta,
 )
 from workbench.audit.store import battery_sha256, cache_folder, value_sha256
-from workbench.audit.views import Filter, View
+from workbench.audit.views import Filter, Measure, View
 from workbench.errors import AuditError
 from workbench.facts.contract import check_contract, priors
 from workbench.facts.target import Target
-from workbench.hooks import Intervention
+from workbench.hooks import Intervention, Site
 from workbench.models.copies import copied
 from workbench.models.load import model_name, weights_sha256
 
@@ -70,6 +78,7 @@ def audit(
     controls: Sequence[Sequence[Intervention]] = (),
     plan_hash: str | None = None,
     prevents: str = "",
+    baked: Any = None,
     cache: Path | str | None = None,
 ) -> AuditReport:
     """Measures what is left of the target and decides.
@@ -90,6 +99,7 @@ def audit(
         controls: edits of random features matched to `edit`, to tell its effect from theirs.
         plan_hash: hash of the plan, if it was written down before (`make_plan`).
         prevents: what the edit is to prevent, for whom.
+        baked: the edits folded into weights, if there is such a model: it must say what they say.
         cache: folder of finished jobs; default `WORKBENCH_CACHE` or the user's cache folder.
 
     Raises:
@@ -114,14 +124,14 @@ def audit(
     ]
     hashes |= {(v.role, v.view): weights_sha256(v.model) for v in views[-2:]}
     folder = Path(cache) if cache is not None else cache_folder()
-    keys = Keys(
-        measuring_plan_sha256(plan), hashes, value_sha256([list(c) for c in controls]), folder
-    )
+    saes = tuple((edit.site, sae) for _, edit, sae in places(edits))
+    beside = _Beside(controls, baked, saes)
+    keys = Keys(measuring_plan_sha256(plan), hashes, beside.hashes, folder)
     jobs = Jobs(keys, config.workers, say)
     # Read through hooks by one thread while others copy the original, which would copy the hooks.
     original = views[0] if config.workers == 1 else replace(views[0], model=copied(model))
     for view in views:
-        jobs.add(view, _jobs_of(view, original, target, config, controls))
+        jobs.add(view, _jobs_of(view, original, target, config, beside))
     measured = jobs.run()
     say("judge")
     card = _card(views, recipes, hashes, target, config, plan, prevents)
@@ -132,6 +142,24 @@ def audit(
     )
     report = judge(replace(card, integrity=integrity), measured)
     return replace(report, plan=plan, scores=measured)
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """What some jobs read beside the models: random edits, the edits in weights, SAEs of edits."""
+
+    controls: Sequence[Sequence[Intervention]]
+    baked: Any
+    saes: tuple[tuple[Site, Any], ...]
+
+    @property
+    def hashes(self) -> dict[str, str | None]:
+        """By the job that reads it; None where it has no stable content."""
+        return {
+            "H7": value_sha256([list(c) for c in self.controls]),
+            "H8": weights_sha256(self.baked) if self.baked is not None else "",
+            "P13": value_sha256([[site, sae] for site, sae in self.saes]),
+        }
 
 
 def _parted(model: Any, edit: Any) -> tuple[Any, tuple[Intervention, ...]]:
@@ -186,14 +214,16 @@ def _jobs_of(
     original: View,
     target: Target,
     config: AuditConfig,
-    controls: Sequence[Sequence[Intervention]],
-) -> dict[str, Any]:
+    beside: "_Beside",
+) -> dict[str, Measure]:
     """Everything that is measured on a view; models without knowledge are only probed."""
     # Probes are fitted on other entities: without any, M3 is missing, and the report says so.
     kinds = PROBES_OF[config.profile] if all(target.retain.values()) else ()
     if view.role in ("random", "permuted"):
         return probes(target, ("P1",), config.seed) if kinds else {}
     asked = questions(target, FAMILIES_OF[config.profile], config.seed)
+    if config.profile != "quick":
+        asked |= {"fluency": fluency(target, config.seed)}
     if view.view == "text":
         return asked
     jobs = {
@@ -202,8 +232,27 @@ def _jobs_of(
         **attacks(target, config.attacks, config.seed),
     }
     if view.edits:
-        jobs |= hook_checks(target, config.seed, controls)
+        jobs |= hook_checks(target, config.seed, beside.controls)
+    if config.profile != "quick":
+        jobs |= _telling(view, target, config.seed, beside.baked)
+    if config.profile == "full":
+        jobs |= {
+            **amnesic_job(target, config.seed),
+            **depth_job(target, original),
+            **drift_job(target, original),
+            **restore_jobs(target, original, beside.saes),
+        }
     return jobs
+
+
+def _telling(view: View, target: Target, seed: int, baked: Any) -> dict[str, Measure]:
+    """What no verdict rests on: cost, leaks, derived knowledge, ways around hooks."""
+    jobs = {
+        "damage": shifted_answers(target, seed),
+        f"membership seed {seed}": membership(target, seed),
+        f"derivation seed {seed}": derivation(target, seed),
+    }
+    return {**jobs, **bypass_jobs(target, baked), **error_job(target)} if view.edits else jobs
 
 
 def _card(

@@ -50,9 +50,7 @@ CHECKLISTS: dict[str, dict[str, tuple[str, ...]]] = {
 """Published checklists, and the items of the battery that speak to each entry."""
 
 
-def make_derivation(
-    cast: Cast, chance: dict[str, float] | float, seed: int
-) -> Derivation | None:
+def make_derivation(cast: Cast, chance: dict[str, float] | float, seed: int) -> Derivation | None:
     """Who can still derive what; None where nothing follows from the target."""
     scored = [s for k, s in cast.edited.items() if k[:2] == ("derivation", "D")]
     if not scored:
@@ -117,9 +115,13 @@ def make_depth(cast: Cast) -> Depth | None:
         for name in ("E", "G", "G_kept")
     ]
     removal = removal_depth(*columns)
-    why = "" if removal is not None else (
-        "the golds' streams cost retained facts as well, so that their basis is another one: "
-        "wanted golds that were forked from the original's own training"
+    why = (
+        ""
+        if removal is not None
+        else (
+            "the golds' streams cost retained facts as well, so that their basis is another one: "
+            "wanted golds that were forked from the original's own training"
+        )
     )
     return Depth(rows, removal, why)
 

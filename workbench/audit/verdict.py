@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from workbench.audit.endpoints import CONFIRMATORY, RECOVERED_RHO
 from workbench.audit.schema import (
     BATTERY_VERSION,
-    Claim,
     Collateral,
     Distance,
     Endpoint,
@@ -22,9 +21,6 @@ FIXED_LIMIT = (
     "Relearning gives a lower bound on what is stored; failure to recover with this battery does "
     "not prove absence under other attacks."
 )
-
-Bounds = dict[str, dict[str, tuple[float, float, float]]]
-"""Rho with its interval by access level and kept family."""
 
 
 @dataclass(frozen=True)

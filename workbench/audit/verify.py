@@ -6,7 +6,7 @@ from typing import Any
 
 from workbench.artifacts import file_sha256
 from workbench.audit.endpoints import CONFIRMATORY
-from workbench.audit.gates import ATTACKS_OF
+from workbench.audit.gates import ATTACKS_OF, decisive
 from workbench.audit.judge import judge
 from workbench.audit.plan import plan_sha256, thresholds
 from workbench.audit.schema import SEALED, AuditReport
@@ -75,12 +75,12 @@ def invariants(report: AuditReport) -> list[str]:
     same = card.models.original.sha256 == card.models.edited.sha256
     if same != card.models.edited.weights_identical:
         faults.append("weights_identical contradicts the hashes of the weights")
-    inadmissible = {a.id for a in report.attacks if not a.admissible}
     told = " ".join(verdict.reasons)
     faults += [
         f"{endpoint} decides though its attack is inadmissible"
-        for endpoint, attacks in ATTACKS_OF.items()
-        if inadmissible.intersection(attacks) and f"{endpoint} " in told
+        for endpoint in ATTACKS_OF
+        if f"{endpoint} " in told
+        and not all(a.admissible for a in decisive(endpoint, report.endpoints, report.attacks))
     ]
     removal = next((c for c in report.claims if c.claim == "removal_from_weights"), None)
     if removal is None or (removal.status == "supported") != (verdict.primary == "REMOVED"):

@@ -11,7 +11,7 @@ from plotly.offline import get_plotlyjs
 
 from workbench.artifacts import write_text
 from workbench.audit.schema import AuditReport
-from workbench.report import tables
+from workbench.report import beside, tables
 from workbench.report.card import claims_table, verdict_card
 from workbench.report.curves import (
     probe_figure,
@@ -88,12 +88,14 @@ def _sections(report: AuditReport, tradeoff: Sequence[Mapping[str, Any]] | None)
             "What was to stay",
             _figure("retained", "Facts that were to stay", retained_figure(report)),
             tables.kept_part(report),
+            beside.text_table(report),
         ),
+        *([section("What it gives away", leaks)] if (leaks := beside.leaks_table(report)) else []),
         *chosen,
         section("What averages hide", tables.distribution_part(report)),
         section("Gates", tables.gates_table(report)),
         section("Objectives", tables.objectives_table(report)),
-        section("Limits", listed(report.limits)),
+        section("Limits", listed(report.limits), beside.coverage_table(report)),
         Html(f'<div class="provenance">{section("Provenance", provenance(report))}</div>'),
     ]
 
@@ -111,7 +113,7 @@ figures hold them still, the tables do not.
         _figure("recall-centred", "Choices without biases", recall_figure(report, "centred")),
         note(told) if dropped else "",
         tables.families_table(report),
-        tables.derivation_part(report),
+        beside.derivation_part(report),
     )
 
 
@@ -128,6 +130,7 @@ def _activations(report: AuditReport) -> Html:
         folded(f"Other probes: {', '.join(others)}", more) if others else "",
         tables.probes_table(report),
         tables.hooks_part(report),
+        beside.depth_part(report),
     )
 
 

@@ -3,7 +3,6 @@
 from typing import Any
 
 from workbench.audit.attacks import setting_name
-from workbench.audit.endpoints import RECOVERED_RHO
 from workbench.audit.schema import Attack, AuditReport, Endpoint, Family, Measurement
 from workbench.report.dots import family_name, ordered, set_name
 from workbench.report.figures import ranked
@@ -134,13 +133,34 @@ def hooks_part(report: AuditReport) -> Html:
     found |= {
         f"Same answer when called otherwise: {k}": v for k, v in sorted(h.same_answer.items())
     }
+    found |= {
+        f"Share of the target's log-probability that the SAE's error carries, {k}": (
+            f"{number(v[0])} {interval(v[1], v[2])}"
+        )
+        for k, v in h.error_share.items()
+    }
+    found |= {f"Hits with the edit met another way: {k}": v for k, v in h.bypass.items()}
+    if h.baked_difference is not None:
+        found["Largest difference of a log-probability from the edit in the weights"] = (
+            f"{h.baked_difference:.2g}"
+        )
     head = {"Check": "", "Value": "number"}
     rows = [[k, v if isinstance(v, str) else number(v)] for k, v in found.items()]
     told = note("""
 The stream x at an edit of SAE features is its reconstruction (xhat) plus an error (err) that such
 edits leave alone; post is what the edit leaves. Hits of a probe fitted on each part by itself.
 """)
-    return Html(f"<h3>The hooks</h3>{table('hooks', 'Checks of hooks.', head, rows)}{told}")
+    doses = [
+        [f"{float(x):g}", *(number(d.get(k)) for k in ("F", "R_te", "last"))]
+        for x, d in sorted(h.doses.items(), key=lambda item: float(item[0]))
+    ]
+    columns = ("Forget facts", "Retained facts", "Forget facts ranked last")
+    ladder = table(
+        "doses", "Less and more of the edit: 1 is as deployed.",
+        {"Dose": "", **dict.fromkeys(columns, "number")}, doses,
+    )  # fmt: skip
+    checks = table("hooks", "Checks of hooks.", head, rows)
+    return Html(f"<h3>The hooks</h3>{checks}{told}{ladder if doses else ''}")
 
 
 def _part_order(name: str) -> tuple[int, str]:
@@ -176,13 +196,14 @@ def _attack_cells(a: Attack) -> list[Any]:
 def kept_part(report: AuditReport) -> Html:
     """What the edit cost: sets of facts, perplexity and the form of answers."""
     c = report.collateral
-    numbers = ("Original", "Edited", "Gold", f"Edited less {c.reference}, at least", "Questions")
+    numbers = ("Original", "Edited", "Gold", f"Edited less {c.reference}, at least")
+    numbers += ("KL, nats", "KL of golds", "Flipped", "Questions")
     head = {"Set": "", **dict.fromkeys(numbers, "number")}
     rows = [
         [
             set_name(s.id),
             *(number(x, 3) for x in (s.O, s.E, s.G)),
-            number(s.lcb_vs_gold, 3),
+            *(number(x, 3) for x in (s.lcb_vs_gold, s.kl_nats, s.kl_gold_nats, s.flipped)),
             counted(s.n, s.n_entities),
         ]
         for s in c.sets
@@ -196,6 +217,7 @@ def kept_part(report: AuditReport) -> Html:
             "not measured" if ppl is None else f"{number(ppl[0], 3)} {interval(ppl[1], ppl[2])}",
         ),
         ("Prompts answered by an answer", number(c.valid_answers, 3)),
+        ("Lost on sets near the target, on average", number(c.dual_cost, 3)),
     ]
     why = listed(c.why) if c.why else Html()
     caption = "Facts that were to stay: recall, and a one-sided 95 % bound."
@@ -271,22 +293,3 @@ def _objective_cells(row: Measurement) -> list[Any]:
     title = name.replace("_", " ") + (f" ({set_name(which)})" if which else "")
     count = counted(row.n, row.n_entities)
     return [title, number(row.value), told, count, OBJECTIVES.get(name, "")]
-
-
-def derivation_part(report: AuditReport) -> Html:
-    """Facts that follow from the target: asked in one question, or chained by the auditor."""
-    if not report.derivation:
-        return Html()
-    views = [v for v in VIEWS if any(v in found for found in report.derivation.values())]
-    head = {"Derived facts": "", **dict.fromkeys((VIEWS[v] for v in views), "number")}
-    rows = [
-        [k, *(number(found.get(v)) for v in views)]
-        for k, found in sorted(report.derivation.items())
-    ]
-    told = note(f"""
-What a model can derive from facts that stayed is no failure of the edit, and golds may derive it
-too. ρ of these answers counts as recovered from {RECOVERED_RHO:.2f} on like that of all others.
-""")
-    return Html(
-        table("derivation", "Facts that follow from the target: raw hits.", head, rows) + told
-    )

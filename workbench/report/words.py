@@ -1,7 +1,7 @@
 """What the page says beside the numbers: how to read each figure, and what codes stand for."""
 
+from workbench.audit.cost import MAX_LOSS
 from workbench.audit.endpoints import DELTA, MAX_DELTA, RECOVERED_RHO
-from workbench.audit.summary import MAX_LOSS
 
 ACCESS = {
     "A0": "text in and out",
@@ -36,6 +36,12 @@ FLAGS = {
     "error_carries_concept": "the SAE's error, which edits of features leave alone, tells answers",
     "recomputed_downstream": "later layers build up again what the edit had taken away",
     "trigger_evasion": "some prompts go past the edit's trigger and are answered",
+    "bypassed": "a stream of another scale, a copy or another number type goes past the edit",
+    "over_steered": "answers are driven below guessing, where a lower dose would hide them too",
+    "baked_differs": "the edit in the weights says something else than the hook",
+    "REDERIVABLE": "a derived fact can still be put together by a chain of questions",
+    "OVERREACH": "premises that were to stay are lost",
+    "LOGIC_BROKEN": "reasoning of the same kind about other subjects fails",
 }
 CLAIMS = {
     "removal_from_weights": "removal from the weights",
@@ -56,6 +62,19 @@ PROBES = {
     "P3": "network with one hidden layer, fitted on other entities",
     "P4": "attention over all tokens, fitted on other entities",
     "P5": "P1 as fitted on the original, unchanged",
+}
+SIGNALS = {
+    "loss_nats": "loss",
+    "reference_nats": "loss against the golds'",
+    "min_k_nats": "Min-K%",
+    "min_k_plus": "Min-K%++",
+    "zlib_nats_per_byte": "loss per compressed byte",
+}
+TEXT = {
+    "entropy2_bits": "entropy of pairs of tokens, bits",
+    "entropy3_bits": "entropy of triples of tokens, bits",
+    "repeat4": "share of repeated runs of four tokens",
+    "refused": "share of retained questions refused",
 }
 ATTACKS = {
     "W1": "relearning other facts",

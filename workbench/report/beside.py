@@ -1,0 +1,117 @@
+"""Tables of what stands beside a verdict: derived knowledge, leaks, depth, text, coverage."""
+
+from typing import Any
+
+from workbench.audit.schema import AuditReport, Gap
+from workbench.report.markup import Html, folded, interval, note, number, table, yes
+from workbench.report.words import SIGNALS, TEXT
+
+ROLES = {"Original": "O", "Edited": "E", "Gold": "G"}
+
+
+def derivation_part(report: AuditReport) -> Html:
+    """What follows from the target and who can still derive it."""
+    found = report.derivation
+    if found is None:
+        return Html()
+    named = {"success_du": "not derivable from what is answered", "recall": "of a smallest set gone",
+             "acc": "of the rest kept", "derivable": "derivable from what is answered"}  # fmt: skip
+    rows = [
+        [what, *(number(at[r]) for r in ROLES.values())]
+        for part, names in ((found.asked, {}), (found.deep, named))
+        for what, at in ((names.get(k, k), v) for k, v in part.items())
+    ]
+    flags = [
+        [f.name, yes(f.raised), number(f.value), number(f.gold), yes(f.gold_too), f.note]
+        for f in found.flags
+    ]
+    numbers = dict.fromkeys(ROLES, "number")
+    head = {"Flag": "", "Raised": "", "Edited": "number", "Reference": "number"}
+    told = note("""
+What a model can derive from facts that stayed is no failure of the edit, and golds may derive it
+too. Stored: asked as it is. Latent: both steps in one question. Chained: the model's own answer to
+the first step is put into the second.
+""")
+    return Html(
+        table("derivation", f"{found.n} facts that follow from the target.",
+              {"Asked, or told of": "", **numbers}, rows)
+        + table("derivation-flags", "Derived knowledge: flags.",
+                {**head, "Golds too": "", "Note": "remark"}, flags)
+        + told
+    )  # fmt: skip
+
+
+def leaks_table(report: AuditReport) -> Html:
+    """Signals of membership; nothing where they were not measured."""
+    if not report.leaks:
+        return Html()
+    rows = [[SIGNALS.get(row.signal, row.signal), *_leak_cells(row)] for row in report.leaks]
+    head = {"Signal": ""}
+    head |= dict.fromkeys(("AUC, edited", "Original", "Golds", "Edited less gold"), "number")
+    told = note("""
+How well each signal tells forget facts from the same prompts with exchanged objects, which nobody
+was trained on: 0.5 is not at all, and below 0.5 tells as much as above. An attacker who holds the
+original too is outside this claim: even exact retraining gives itself away to him.
+""")
+    return Html(
+        table("leaks", "Membership inference.", {**head, "Told apart": "", "Why not": "remark"}, rows)
+        + told
+    )  # fmt: skip
+
+
+def _leak_cells(row: Any) -> list[Any]:
+    golds = interval(min(row.golds), max(row.golds)) if row.golds else number(None)
+    return [_gap(row.auc), number(row.original), golds, _gap(row.gap), yes(row.leaks), row.why]
+
+
+def depth_part(report: AuditReport) -> Html:
+    """How deep the change goes and whether what is read is used; nothing if not measured."""
+    parts = Html()
+    if report.depth is not None:
+        rows = [
+            [r.layer, *(number(x) for x in (r.E, r.G, r.E_kept, r.G_kept))]
+            for r in report.depth.rows
+        ]
+        columns = ("Edited", "Gold", "Edited, retained", "Gold, retained")
+        removal = report.depth.removal
+        caption = "Nats lost when a model's stream is put into the original (P10)." + (
+            f" Removal depth {removal:.2f}: 0 is intact, 1 as a gold."
+            if removal is not None
+            else ""
+        )
+        head = {"Layer": "", **dict.fromkeys(columns, "number")}
+        parts = Html(parts + table("depth", caption, head, rows))
+        parts = Html(parts + (note(f"No depth: {report.depth.why}.") if report.depth.why else ""))
+    if report.erasures:
+        rows = [
+            [e.layer, *(number(x) for x in (e.E, e.O, e.G)), f"{e.guard:.1g}"]
+            for e in report.erasures
+        ]
+        head = {"Layer": "", **dict.fromkeys(("Edited", "Original", "Gold", "Left"), "number")}
+        caption = "Hits that erasing what probes read costs, beyond random subspaces (P9)."
+        parts = Html(parts + table("erasures", caption, head, rows))
+    return folded("Depth and use", parts) if parts else Html()
+
+
+def text_table(report: AuditReport) -> Html:
+    """How texts are continued; nothing where it was not measured."""
+    found = report.collateral.fluency
+    if not found:
+        return Html()
+    rows = [[TEXT.get(k, k), *(number(x) for x in (o, e, g))] for k, (e, o, g) in found.items()]
+    head = {"Continued texts": "", **dict.fromkeys(ROLES, "number")}
+    return table("fluency", "How the model writes.", head, rows)
+
+
+def coverage_table(report: AuditReport) -> Html:
+    """Published checklists, and what of this audit speaks to each entry."""
+    rows = [
+        [c.item, c.checklist, ", ".join(c.run) or "nothing", ", ".join(set(c.by) - set(c.run))]
+        for c in report.coverage
+    ]
+    head = {"Entry": "", "Checklist": "remark", "Run here": "", "Not run": ""}
+    return folded("Coverage of published checklists", table("coverage", "Coverage.", head, rows))
+
+
+def _gap(gap: Gap | None) -> str:
+    return "" if gap is None else f"{number(gap.value)} {interval(gap.low, gap.high)}"
