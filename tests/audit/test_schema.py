@@ -57,7 +57,7 @@ def dicts(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path, *(p for key, part in value.items() for p in dicts(part, (*path, key)))]
 
 
-OPEN = ("derivation", "folds", "n", "prior", "candidates", "raw", "centred", "kappa", "env")
+OPEN = ("folds", "n", "prior", "candidates", "raw", "centred", "kappa", "env", "fluency")
 
 
 def test_every_object_is_closed_and_whole(saved: Path, folder: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from workbench.audit.claims import make_claims
 from workbench.audit.schema import (
     BATTERY_VERSION,
     Collateral,
@@ -18,7 +19,7 @@ from workbench.audit.schema import (
     Tail,
     TargetInfo,
 )
-from workbench.audit.verdict import FIXED_LIMIT, Evidence, decide, make_claims
+from workbench.audit.verdict import FIXED_LIMIT, Evidence, decide
 
 TARGET = TargetInfo("toxins", "observed", 300, 100, "300 stated facts", "small", "ab", 0)
 ACCESS = {"open": "A0", "M1": "A1", "M2": "A1", "M3": "A2", "M4": "A4", "M5": "A4", "M6": "A4"}
@@ -66,8 +67,8 @@ def tail(name: str, share: float = 0.0) -> Tail:
     return Tail(name, share, 0.0, share + 0.03, 0.05, share < 0.02, share >= 0.05)
 
 
-BROKEN = Collateral("gold", (), None, 0.5, False, True, ("recall fell to 0.10",))
-SOUND = Collateral("gold", (), (1.0, 0.99, 1.01), 1.0, True, False, ())
+BROKEN = Collateral("gold", (), None, 0.5, {}, None, False, True, ("recall fell to 0.10",))
+SOUND = Collateral("gold", (), (1.0, 0.99, 1.01), 1.0, {}, None, True, False, ())
 REMOVED = Evidence(
     endpoints=tuple(endpoint(name) for name in ACCESS),
     gates=tuple(gate(f"G{i}") for i in range(1, 10)),

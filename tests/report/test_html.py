@@ -225,7 +225,7 @@ def test_report_with_nothing_in_it_is_still_a_page(no_golds, tmp_path) -> None:
     collateral = replace(no_golds.collateral, sets=(), ppl_ratio=None, valid_answers=None, why=())
     bare = replace(
         no_golds, rows=(), endpoints=(), families=(), probes=(), attacks=(), tail=(),
-        derivation={}, collateral=collateral,
+        derivation=None, collateral=collateral, leaks=(), depth=None, erasures=(), coverage=(),
     )  # fmt: skip
     page = Page(write_html(bare, tmp_path))
     assert page.text.count("There is nothing to draw.") == page.count("figure") == 9

@@ -7,6 +7,12 @@ from workbench.report.markup import Html, folded, interval, note, number, table,
 from workbench.report.words import SIGNALS, TEXT
 
 ROLES = {"Original": "O", "Edited": "E", "Gold": "G"}
+DEEP = {
+    "success_du": "not derivable from what is answered",
+    "recall": "of a smallest set gone",
+    "acc": "of the rest kept",
+    "derivable": "derivable from what is answered",
+}
 
 
 def derivation_part(report: AuditReport) -> Html:
@@ -14,11 +20,9 @@ def derivation_part(report: AuditReport) -> Html:
     found = report.derivation
     if found is None:
         return Html()
-    named = {"success_du": "not derivable from what is answered", "recall": "of a smallest set gone",
-             "acc": "of the rest kept", "derivable": "derivable from what is answered"}  # fmt: skip
     rows = [
         [what, *(number(at[r]) for r in ROLES.values())]
-        for part, names in ((found.asked, {}), (found.deep, named))
+        for part, names in ((found.asked, {}), (found.deep, DEEP))
         for what, at in ((names.get(k, k), v) for k, v in part.items())
     ]
     flags = [
@@ -53,10 +57,8 @@ How well each signal tells forget facts from the same prompts with exchanged obj
 was trained on: 0.5 is not at all, and below 0.5 tells as much as above. An attacker who holds the
 original too is outside this claim: even exact retraining gives itself away to him.
 """)
-    return Html(
-        table("leaks", "Membership inference.", {**head, "Told apart": "", "Why not": "remark"}, rows)
-        + told
-    )  # fmt: skip
+    head |= {"Told apart": "", "Why not": "remark"}
+    return Html(table("leaks", "Membership inference.", head, rows) + told)
 
 
 def _leak_cells(row: Any) -> list[Any]:
@@ -74,11 +76,8 @@ def depth_part(report: AuditReport) -> Html:
         ]
         columns = ("Edited", "Gold", "Edited, retained", "Gold, retained")
         removal = report.depth.removal
-        caption = "Nats lost when a model's stream is put into the original (P10)." + (
-            f" Removal depth {removal:.2f}: 0 is intact, 1 as a gold."
-            if removal is not None
-            else ""
-        )
+        told = "" if removal is None else f" Removal {removal:.2f}: 0 is intact, 1 as a gold."
+        caption = f"Nats lost when a model's stream is put into the original (P10).{told}"
         head = {"Layer": "", **dict.fromkeys(columns, "number")}
         parts = Html(parts + table("depth", caption, head, rows))
         parts = Html(parts + (note(f"No depth: {report.depth.why}.") if report.depth.why else ""))
