@@ -46,7 +46,7 @@ def jobs(
 ) -> Jobs:
     sha256 = weights_sha256(model)
     seen = View("original", "", model), View("edited", "deployed", model, **view)
-    keys = Keys(plan, {(v.role, v.view): sha256 for v in seen}, None, folder)
+    keys = Keys(plan, {(v.role, v.view): sha256 for v in seen}, {"H7": None}, folder)
     made = Jobs(keys, workers, lambda line: None)
     for v in seen:
         made.add(v, counted.measures())
@@ -160,3 +160,13 @@ def test_frozen_probe_hooks_no_model_that_is_copied_at_the_same_time(
         audit(original, [], club, config=AuditConfig("quick", workers=workers), cache=tmp_path)
     assert (given[0] is original) == (workers == 1)
     assert weights_sha256(given[0]) == weights_sha256(original)
+
+
+def test_what_a_job_took_is_kept_with_it(original: Any, tmp_path: Path) -> None:
+    first, again = (jobs(original, tmp_path, Counted()) for _ in range(2))
+    first.run()
+    again.run()
+    assert {c.job for c in first.costs()} == set(NAMES)
+    assert all(c.seconds >= 0 for c in first.costs())
+    assert again.costs() == first.costs()
+    assert again.fresh == 0

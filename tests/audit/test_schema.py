@@ -36,7 +36,7 @@ def test_saved_and_opened_is_equal(report: AuditReport, saved: Path) -> None:
     again = AuditReport.open(saved)
     assert again == report
     assert again.content() == report.content()
-    assert {p.name for p in saved.iterdir()} == FILES
+    assert {p.name for p in saved.iterdir()} == {*FILES, "costs.json"}
     content = json.loads((saved / "report.json").read_text())
     assert (content["schema"], content["battery_version"]) == (SCHEMA, BATTERY_VERSION)
     assert not set(BESIDE) & set(content)

@@ -128,13 +128,15 @@ def test_perturbation_is_listed_and_is_the_sixth_endpoint_but_its_control_is_not
     assert sixth.recovered
 
 
-def test_worst_dose_counts_for_what_is_taught_and_the_highest_for_what_is_destroyed() -> None:
+def test_dose_that_teaches_or_destroys_is_told_and_not_chosen() -> None:
+    """The worst dose counts for what is taught, the highest for what is destroyed."""
     report = with_pruning(edited=0.05, gold=0.5, r_te=0.3)
     attack = next(a for a in report.attacks if a.id == "W6")
     assert attack.injection_index == pytest.approx(0.5, abs=0.05)
     assert (attack.admissible, attack.destructive) == (False, True)
-    failed = [g for g in report.gates if g.id == "G6" and not g.passed]
-    assert [g.drops for g in failed] == [("M6",)]
+    sixth = next(e for e in report.endpoints if e.id == "M6")
+    assert not any(c.startswith("W6") for c in sixth.selection.chosen)
+    assert all(g.passed for g in report.gates if g.id == "G6")
 
 
 def test_objectives_are_one_for_a_gold_and_none_for_the_original() -> None:

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import pytest
 
-from workbench.audit import hook_summary, summary, verdict
+from workbench.audit import derivation, hook_summary, summary, verdict
 from workbench.audit.schema import Claim, Gate, Measurement, Primary
 from workbench.report import write_html
 from workbench.report.card import ICONS
@@ -103,7 +103,7 @@ def test_every_verdict_has_a_shape_and_a_meaning_of_its_own(primary, report, tmp
 
 def test_every_verdict_flag_and_claim_is_explained() -> None:
     assert set(PRIMARY) == set(get_args(Primary))
-    sources = [Path(m.__file__).read_text() for m in (verdict, hook_summary, summary)]
+    sources = [Path(m.__file__).read_text() for m in (verdict, hook_summary, summary, derivation)]
     for flag in FLAGS:
         assert any(f'"{flag}"' in source for source in sources), flag
     claims = get_args(Claim.__annotations__["claim"])

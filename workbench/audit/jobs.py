@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,8 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from workbench.artifacts import write_text
+from workbench.audit.schema import Cost
 from workbench.audit.store import load_scores, save_scores, value_sha256
 from workbench.audit.views import Found, Measure, View
 from workbench.errors import DataError
@@ -67,6 +70,7 @@ class Jobs:
     asked: list[tuple[View, str, Measure]] = field(default_factory=list)
     fresh: int = 0
     clean: int = 0
+    seconds: dict[int, float] = field(default_factory=dict)
 
     def add(self, view: View, measures: Mapping[str, Measure]) -> None:
         """Lines up the jobs of one view."""
@@ -87,6 +91,7 @@ class Jobs:
                 kept = _kept(path)
                 if kept is not None:
                     results[i] = kept
+                    self.seconds[i] = _seconds(path)
             if path is not None:
                 owner.setdefault(path, i)
         first = [i for i, p in enumerate(paths) if p is None or owner[p] == i]
@@ -107,10 +112,12 @@ class Jobs:
         """
 
         def finish(i: int) -> tuple[Found, bool]:
+            started = time.monotonic()
             found, clean = self.measure(i)
-            path = paths[i]
+            self.seconds[i], path = time.monotonic() - started, paths[i]
             if path is not None:
                 save_scores({("", ""): found}, path)
+                write_text(path.with_suffix(".seconds"), f"{self.seconds[i]:.3f}")
             return found, clean
 
         results: dict[int, Found] = {}
@@ -137,6 +144,14 @@ class Jobs:
             torch.set_num_threads(threads)
             bar.close()
 
+    def costs(self) -> list[Cost]:
+        """How long each job took when it was done, by view, in the order asked for."""
+        return [
+            Cost(view.role, view.view, name, round(self.seconds[i], 3))
+            for i, (view, name, _) in enumerate(self.asked)
+            if i in self.seconds
+        ]
+
     def measure(self, i: int) -> tuple[Found, bool]:
         """One job on a copy of its model and edits, since hooks are attached to models.
 
@@ -161,6 +176,12 @@ def repeated(jobs: Jobs, view: View, name: str, measured: Mapping[Name, Found]) 
         np.array_equal(s.values, before[key].values, equal_nan=True) for key, s in again.items()
     ]
     return float(np.mean(same))
+
+
+def _seconds(path: Path | None) -> float:
+    """What a kept job took; 0 where nobody noted it."""
+    noted = path.with_suffix(".seconds") if path is not None else None
+    return float(noted.read_text()) if noted is not None and noted.is_file() else 0.0
 
 
 def _kept(path: Path | None) -> Found | None:

@@ -141,7 +141,7 @@ def audit(
         plan_sha256(make_plan(target, config)) == plan_sha256(plan),
     )
     report = judge(replace(card, integrity=integrity), measured)
-    return replace(report, plan=plan, scores=measured)
+    return replace(report, plan=plan, scores=measured, costs=tuple(jobs.costs()))
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ Status = Literal["supported", "contradicted", "not_tested", "not_testable"]
 Number = float | None
 """None where it could not be measured, since JSON has no NaN."""
 SEALED = ("report.json", "plan.json", "rows.parquet", "scores.parquet")
-BESIDE = ("rows", "plan", "scores")
+BESIDE = ("rows", "plan", "scores", "costs")
 """Parts of a report that stand in files of their own."""
 
 
@@ -61,6 +61,16 @@ class Measurement(_Closed):
     n: int
     n_entities: int
     seed: int
+
+
+@dataclass(frozen=True)
+class Cost(_Closed):
+    """How long one job took on one view when it was done, which may have been before."""
+
+    role: str
+    view: str
+    job: str
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -588,6 +598,8 @@ class AuditReport(_Closed):
         plan: what was fixed before the edited model was opened, in `plan.json`.
         scores: the matrices that everything is computed from, in `scores.parquet`; not read back
             by `open`, since only `verify` needs them.
+        costs: how long each job took, in `costs.json`; no part of what is sealed, since it is
+            another one each time.
     """
 
     card: Card
@@ -614,6 +626,7 @@ class AuditReport(_Closed):
     rows: tuple[Measurement, ...] = ()
     plan: dict[str, Any] = field(default_factory=dict)
     scores: Any = field(default=None, compare=False, repr=False)
+    costs: tuple[Cost, ...] = field(default=(), compare=False)
 
     def frame(self) -> Any:
         """The rows as a pandas DataFrame."""
@@ -641,6 +654,7 @@ class AuditReport(_Closed):
         self.frame().to_parquet(folder / "rows.parquet", index=False)
         if self.scores is not None:
             save_scores(self.scores, folder / "scores.parquet")
+        write_json(folder / "costs.json", [asdict(cost) for cost in self.costs])
         write_json(folder / "plan.json", self.plan)
         write_json(folder / "report.json", self.content())
         sealed = [folder / name for name in SEALED if (folder / name).is_file()]
@@ -665,6 +679,8 @@ class AuditReport(_Closed):
             content = json.loads((folder / "report.json").read_text())
             plan = json.loads((folder / "plan.json").read_text())
             rows = pd.read_parquet(folder / "rows.parquet").to_dict("records")
+            noted = folder / "costs.json"
+            costs = json.loads(noted.read_text()) if noted.is_file() else []
         except (OSError, ValueError) as error:
             raise DataError(
                 f"{folder}: no readable report.json, plan.json and rows.parquet ({error})"
@@ -673,7 +689,9 @@ class AuditReport(_Closed):
         if found != SCHEMA:
             raise DataError(f"{folder / 'report.json'}: schema {found!r}, wanted {SCHEMA!r}")
         try:
-            return _adapter().validate_python({**content, "rows": rows, "plan": plan})
+            return _adapter().validate_python(
+                {**content, "rows": rows, "plan": plan, "costs": costs}
+            )
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])

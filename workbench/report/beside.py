@@ -102,6 +102,22 @@ def text_table(report: AuditReport) -> Html:
     return table("fluency", "How the model writes.", head, rows)
 
 
+def costs_table(report: AuditReport) -> Html:
+    """Seconds by item of the battery; nothing in a report that does not hold them."""
+    if not report.costs:
+        return Html()
+    items = dict.fromkeys(c.job.split()[0] for c in report.costs)
+
+    def seconds(item: str, role: str = "") -> float:
+        mine = (c for c in report.costs if c.job.split()[0] == item)
+        return sum(c.seconds for c in mine if not role or c.role == role)
+
+    rows = [[i, *(number(s, 1) for s in (seconds(i, "edited"), seconds(i)))] for i in items]
+    head = {"Item": "", **dict.fromkeys(("Edited model", "All models"), "number")}
+    caption = "Seconds of one worker, when it was done; what was kept from before is counted too."
+    return folded("What each item cost", table("costs", caption, head, rows))
+
+
 def coverage_table(report: AuditReport) -> Html:
     """Published checklists, and what of this audit speaks to each entry."""
     rows = [

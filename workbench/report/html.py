@@ -83,6 +83,7 @@ def _sections(report: AuditReport, tradeoff: Sequence[Mapping[str, Any]] | None)
             _figure("relearning", "Relearning other facts", relearning_figure(report)),
             _figure("savings", "Relearning these facts", savings_figure(report)),
             tables.attacks_table(report),
+            beside.costs_table(report),
         ),
         section(
             "What was to stay",
