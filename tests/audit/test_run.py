@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from workbench.audit import AuditConfig, AuditReport, audit, make_plan, plan_sha256, verify
-from workbench.audit.attacks import attacks
+from workbench.audit.attacks import AttackConfig, Perturbing, attacks
+from workbench.audit.plan import ATTACKS_OF
 from workbench.audit.probes import probes
 from workbench.audit.questions import questions
 from workbench.audit.views import View
 from workbench.facts.target import Target
 from workbench.models.load import weights_sha256
+from workbench.report import write_html
 
 pytestmark = pytest.mark.slow
 QUICK = AuditConfig("quick")
@@ -193,3 +195,43 @@ OBJECTS = frozenset(
     "arno brik celm dorn elst furn gorm hale irum jolt kest lund "
     "ale brew cider dram eggnog fizz grog hock ink julep kefir latte".split()
 )
+
+
+def test_full_profile_tells_what_stands_beside_the_verdict(
+    original: Any,
+    club: Target,
+    golds: list[Any],
+    blank: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    few = AttackConfig(
+        ("W1", "W2", "W3", "W5", "W8"),
+        lrs=(1e-3,),
+        steps=(0, 2),
+        folds=1,
+        savings_steps=(0, 4),
+        perturbing=Perturbing(bits=(4,), norms=(0.3,)),
+    )
+    monkeypatch.setitem(ATTACKS_OF, "full", few)
+    report = audit(original, blank, club, golds, AuditConfig("full"), cache=tmp_path / "kept")
+    report.save(tmp_path / "audit")
+    assert verify(tmp_path / "audit").content() == report.content()
+    assert report.verdict.primary == "SUPPRESSED"
+    assert report.hooks is not None
+    assert {"copy", "float64", "stream times 2"} < set(report.hooks.bypass)
+    assert set(report.hooks.doses) == {"0.25", "0.5", "0.75", "1", "1.5", "2"}
+    leaks = {row.signal: row for row in report.leaks}
+    assert (leaks["loss_nats"].original or 0) > 0.9
+    assert all(0.3 < auc < 0.7 for auc in leaks["loss_nats"].golds)
+    assert leaks["min_k_nats"].why
+    assert report.depth is not None and report.depth.removal is None
+    assert {e.layer for e in report.erasures} == {"layer 0", "layer 1", "layer 2"}
+    assert {s.id for s in report.collateral.sets if s.kl_nats is not None}
+    assert set(report.collateral.fluency) >= {"entropy2_bits", "repeat4"}
+    ran = {item for row in report.coverage for item in row.run}
+    assert {"W1", "W5", "W8", "P8", "gold"} < ran
+    assert {c.job.split()[0] for c in report.costs} > {"W1", "W8", "H5", "P9", "P10"}
+    page = write_html(report, tmp_path / "audit").read_text()
+    for heading in ("What it gives away", "Depth and use", "What each item cost", "Coverage of"):
+        assert heading in page
