@@ -24,7 +24,7 @@ from workbench.models.load import weights_sha256
 Name = tuple[str, str]
 
 
-ON_ORIGINAL = ("probes", "P10", "P12", "P13")
+ON_ORIGINAL = ("probes", "P10", "P11", "P12", "P13")
 """Jobs that read the original beside the model they measure."""
 
 

@@ -36,6 +36,7 @@ from workbench.audit.probes import permuted, probes, random_init
 from workbench.audit.probes.amnesic import amnesic_job
 from workbench.audit.probes.depth import depth_job, drift_job
 from workbench.audit.probes.restore import restore_jobs
+from workbench.audit.probes.traces import traces_job
 from workbench.audit.questions import questions
 from workbench.audit.questions.damage import fluency, shifted_answers
 from workbench.audit.rotation import facts_of, rotations
@@ -240,6 +241,7 @@ def _jobs_of(
             **amnesic_job(target, config.seed),
             **depth_job(target, original),
             **drift_job(target, original),
+            **traces_job(target, original),
             **restore_jobs(target, original, beside.saes),
         }
     return jobs
