@@ -192,7 +192,7 @@ def must_hold(case: Case, report: AuditReport) -> dict[str, dict[str, Any]]:
         checks["no attack teaches"] = all(a.admissible for a in report.attacks), None
         checks["tails within their limit"] = (
             bool(report.tail) and all(t.passed for t in report.tail),
-            [t.ucb95_diff for t in report.tail],
+            {t.id: [t.share_E, t.share_G, t.ucb95_diff] for t in report.tail},
         )
     if case.name == "ablation":
         shown = by_id["open"].m
