@@ -11,6 +11,7 @@ from workbench.artifacts import (
     file_sha256,
     mark_replaceable,
     new_folder,
+    require_replaceable,
     write_json,
     write_text,
 )
@@ -138,3 +139,10 @@ def test_value_that_is_no_json_writes_nothing(tmp_path: Path) -> None:
 def test_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert file_sha256(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
+
+
+def test_folder_without_a_name_is_refused_before_long_work(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="name one"):
+        require_replaceable(".")
+    require_replaceable("named")

@@ -58,6 +58,8 @@ def move_folder(building: Path, path: Path) -> None:
 def require_replaceable(path: Path | str) -> None:
     """Raises DataError if `new_folder` would refuse `path`: to be asked before long work."""
     path = Path(path)
+    if not path.name:
+        raise DataError(f"{path}: has no name that a folder could be written under; name one")
     if path.exists() and not path.is_dir():
         raise DataError(f"{path}: is a file, wanted a folder to write; name another")
     if path.is_dir() and any(path.iterdir()) and not (path / MARKER).is_file():

@@ -90,8 +90,9 @@ def test_gold_that_knows_is_named() -> None:
     measured = WORLD.measured(WORLD.gold(7))
     measured["gold-1", ""] = WORLD.found(60, shown=0.5)
     failed = [g for g in gates(judged(measured), "G2") if not g.passed]
-    assert len(failed) >= 2
-    assert "gold 1 is" in failed[1].note
+    assert [g.value for g in failed[1:2]] == [pytest.approx(1 / len(judged().loo_verdicts))]
+    assert failed[0].note.startswith("no gold knows more")
+    assert "gold 1 is NOT_REMOVED" in failed[1].note
 
 
 def test_gold_that_stays_open_is_no_fault_but_most_must_be_called_removed() -> None:

@@ -9,7 +9,7 @@ import pytest
 from tests.audit.synthetic import Synthetic
 from workbench.audit.endpoints import CONFIRMATORY
 from workbench.audit.judge import guessable, in_order, judge
-from workbench.audit.schema import AuditReport, Endpoint
+from workbench.audit.schema import AuditReport, Endpoint, Integrity
 from workbench.audit.statistics import Key, Scores
 from workbench.audit.verify import invariants
 
@@ -113,6 +113,10 @@ def test_each_gold_is_removed_against_the_others(left_out: int) -> None:
     found = judge(WORLD.card(), measured)
     assert found.verdict.primary == "REMOVED", found.verdict.missing
     assert found.loo_verdicts == ("REMOVED",) * 5
+    broken = judge(WORLD.card(integrity=Integrity(0.9, 1.0, True)), measured)
+    assert len(broken.loo_verdicts) == 5
+    assert "REMOVED" not in broken.loo_verdicts
+    assert judge(WORLD.card(profile="quick"), measured).loo_verdicts == ()
 
 
 def test_gold_is_equivalent_everywhere_and_its_attacks_teach_nothing() -> None:

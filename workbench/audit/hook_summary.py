@@ -135,21 +135,21 @@ def _carries(error: Scores | None, cast: Cast, card: Card) -> bool:
 def _recomputed(
     found: Found, cast: Cast, hooks: Sequence[str], split: dict[str, float]
 ) -> float | None:
-    """H3: by how much a later layer can be read better than the stream after the edit.
+    """H3: by how much a later layer can be read better than the stream after any of the edits.
 
     Beyond what golds gain by the same layers, since any stream is read better later.
     """
     sites = [Site.parse(hook.rpartition(" at ")[2]) for hook in hooks]
     after = max(s.layer + (s.point == "resid_post") for s in sites)
-    here, later = _read(found, lambda layer: layer == after), _read(found, lambda n: n > after)
-    if "post" not in split or later is None:
+    posts = [hit for part, hit in split.items() if part.partition(",")[0] == "post"]
+    later = _read(found, lambda layer: layer > after)
+    if not posts or later is None:
         return None
     golds = [
-        (_read(g, lambda n: n > after) or 0.0) - (_read(g, lambda n: n == after) or 0.0)
+        (_read(g, lambda n: n > after) or 0.0) - (_read(g, lambda n: n <= after) or 0.0)
         for g in cast.golds
     ]
-    usual = float(np.mean(golds)) if golds and here is not None else 0.0
-    return later - split["post"] - usual
+    return later - max(posts) - (float(np.mean(golds)) if golds else 0.0)
 
 
 def _read(found: Found, wanted: Callable[[int], bool]) -> float | None:

@@ -226,8 +226,8 @@ def _loo_verdict(
 ) -> Primary:
     """What this audit says of a gold, held against the others.
 
-    Neither that there is one gold less then nor that the audit may be a quick one says anything
-    about the gold: G2, G8 and the profile are left out.
+    There is one gold less then, and none of the golds is judged by the others in turn: G8 and G2
+    are left out.
     """
     endpoints = decided(make_endpoints(cast, rules, "deployed", deltas, errors))
     gates = make_gates(card, endpoints, make_attacks(cast, "deployed", rules), controls, ())
@@ -238,7 +238,7 @@ def _loo_verdict(
         make_distance(cast, rules),
         make_collateral(cast, rules),
         weights_identical=False,
-        profile="standard",
+        profile=card.profile,
         n_golds=len(cast.golds),
     )
     return decide(evidence, card.target).primary

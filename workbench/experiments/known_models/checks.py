@@ -30,7 +30,7 @@ def _as_original(report: AuditReport) -> Checks:
 
 
 def _as_gold(report: AuditReport) -> Checks:
-    tails = [t.ucb95_diff for t in report.tail]
+    tails = {t.id: [t.share_E, t.share_G, t.ucb95_diff] for t in report.tail}
     return {
         "no attack teaches": (all(a.admissible for a in report.attacks), None),
         "tails within their limit": (bool(tails) and all(t.passed for t in report.tail), tails),
