@@ -1,28 +1,81 @@
 """Dual use by hand: features of the target alone, of both, of the rest alone."""
 
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from workbench.audit.dual_use import dual_cost, feature_share_retain
+from workbench.audit.dual_use import dual_cost, feature_share_retain, features_of, mass_job
+from workbench.audit.statistics import Key, Scores
+from workbench.audit.views import Found, View
 from workbench.errors import AuditError
+from workbench.facts.target import Target
+from workbench.hooks import Site
+
+PLACE = "edit 1"
 
 
-def test_share_of_the_mass_on_what_stays() -> None:
-    """Feature 0 fires on the target alone, 1 on both, 2 on the rest alone, 3 never."""
-    retain = torch.tensor([[0.0, 2, 1, 0], [0, 0, 3, 0]])
-    forget = torch.tensor([[4.0, 1, 0, 0]])
+def masses(forget: float, retain: float) -> Found:
+    def scores(value: float, name: str) -> Scores:
+        return Scores(np.full(10, value), tuple(f"{name} {i}" for i in range(10)))
 
-    def share(*features: int) -> float:
-        return feature_share_retain(retain, forget, torch.tensor(features, dtype=torch.long))
+    return {
+        Key("H2", "F", "mass", PLACE): scores(forget, "toxin"),
+        Key("H2", "R_te", "mass", PLACE): scores(retain, "remedy"),
+    }
 
-    assert share(0) == 0
-    assert share(1) == pytest.approx(0.5)
-    assert share(2) == 1
-    assert share(0, 1) == pytest.approx(1 / 6)
-    assert share(3) == share() == 0
-    assert feature_share_retain(retain.repeat(7, 1), forget, torch.tensor([0, 1])) == (
-        pytest.approx(share(0, 1))
-    )
+
+@pytest.mark.parametrize(
+    ("forget", "retain", "share"), [(4, 0, 0.0), (2, 2, 0.5), (0, 3, 1.0), (3, 1, 0.25)]
+)
+def test_share_of_the_mass_on_what_stays(forget: float, retain: float, share: float) -> None:
+    found = feature_share_retain(masses(forget, retain), PLACE, 0)
+    assert found is not None
+    assert (found.value, found.low, found.high) == pytest.approx((share, share, share))
+
+
+def test_features_that_never_fire_have_no_share() -> None:
+    assert feature_share_retain(masses(0, 0), PLACE, 0) is None
+    assert feature_share_retain({}, PLACE, 0) is None
+
+
+class Act:
+    """An edit of one feature of an autoencoder whose features are the stream's coordinates."""
+
+    def __init__(self, encode: Any) -> None:
+        self.sae = SimpleNamespace(W_dec=torch.zeros(1), encode=encode)
+        self.site, self.features = Site(0), torch.tensor([0])
+
+    def __call__(self, resid: Tensor) -> Tensor:
+        return resid
+
+
+def test_mass_is_per_token_of_the_features_that_the_edit_changes(
+    original: Any, club: Target
+) -> None:
+    def encode(x: Tensor) -> Tensor:
+        """Feature 0 is 2 everywhere, all others are more."""
+        acts = torch.full_like(x, 7.0)
+        acts[..., 0] = 2.0
+        return acts
+
+    (job,) = mass_job(club).values()
+    found = job(View("edited", "deployed", original, (Act(encode),)))
+    assert {k.subset for k in found} == {"F", "R_te"}
+    assert all((s.values == 2.0).all() for s in found.values())
+    share = feature_share_retain(found, PLACE, 0)
+    assert share is not None and share.value == pytest.approx(0.5)
+    assert job(View("original", "", original)) == {}
+
+
+def test_features_are_found_inside_a_gate() -> None:
+    two = [SimpleNamespace(features=torch.tensor(f)) for f in ([3, 1], [1, 5])]
+    wrapped = SimpleNamespace(edit=SimpleNamespace(edits=two))
+    assert features_of(wrapped).tolist() == [1, 3, 5]
+    assert features_of(SimpleNamespace()) is None
 
 
 def test_cost_counts_losses_and_no_gains() -> None:

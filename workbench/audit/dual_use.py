@@ -1,32 +1,61 @@
 """Dual use: how much of what is taken away serves what was to stay."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from jaxtyping import Float, Int
-from torch import Tensor
+import numpy as np
+import torch
+from jaxtyping import Float
 
+from workbench.audit.calling import BATCH_TOKENS, batch_of
+from workbench.audit.hook_error import places
+from workbench.audit.statistics import (
+    UNBOUNDED,
+    Interval,
+    Key,
+    Scores,
+    percentile,
+    resampled_means,
+)
+from workbench.audit.views import Found, Measure, View
 from workbench.errors import AuditError
+from workbench.facts.target import Target
+from workbench.hooks import Intervention, residuals
+from workbench.models.score import Question, ask, batches_by_length
+
+SUBSETS = ("F", "R_te")
 
 
-def feature_share_retain(
-    retain: Float[Tensor, "token d_sae"],
-    forget: Float[Tensor, "token2 d_sae"],
-    features: Int[Tensor, " k"],
-) -> float:
+def mass_job(target: Target) -> dict[str, Measure]:
+    """One job: the activation mass per token of the features that each edit takes away.
+
+    Read in the model below the edits, on audit-only templates of forget (`F`) and retained facts
+    (`R_te`), under endpoint `H2` and metric `mass`, with the place as setting. A view without
+    edits of SAE features finds nothing.
+    """
+    return {"H2 mass": lambda view: _measure(view, target)}
+
+
+def feature_share_retain(found: Found, place: str, seed: int) -> Interval | None:
     """Share of the features' activation mass that falls on prompts which were to stay.
 
     0 where they are active on the target alone, 0.5 where they are as active on both, 1 where they
     are active on what was to stay alone. Both masses are per token, so that it does not matter of
-    which prompts there are more. Features that never fire have no mass, and give 0.
+    which prompts there are more. None where they never fire, or nothing was to stay.
 
     Args:
-        retain: activations on prompts about what was to stay.
-        forget: activations on prompts about the target.
-        features: indices of the features that the edit takes away.
+        found: what `mass_job` stored.
+        place: the setting of its keys.
     """
-    kept, gone = (acts[:, features].abs().sum(-1).double().mean() for acts in (retain, forget))
-    total = float(kept + gone)
-    return float(kept) / total if total > 0 else 0.0
+    keys = [Key("H2", subset, "mass", place) for subset in SUBSETS]
+    if any(key not in found for key in keys):
+        return None
+    gone, kept = (found[key] for key in keys)
+    if gone.mean + kept.mean <= 0:
+        return None
+    drawn_gone, drawn_kept = resampled_means([gone, kept], seed)
+    total = np.maximum(drawn_gone + drawn_kept, 1 / UNBOUNDED)
+    return percentile(kept.mean / (gone.mean + kept.mean), drawn_kept / total)
 
 
 def dual_cost(edited: Mapping[str, float], gold: Mapping[str, float]) -> float:
@@ -44,3 +73,42 @@ def dual_cost(edited: Mapping[str, float], gold: Mapping[str, float]) -> float:
             f"dual cost of sets {sorted(edited)} against {sorted(gold)}: wanted the same ones"
         )
     return sum(max(0.0, gold[name] - edited[name]) for name in edited) / len(edited)
+
+
+def features_of(edit: Any) -> Any:
+    """The features that an edit, or those it is made of, changes; None for none."""
+    if (features := getattr(edit, "features", None)) is not None:
+        return features
+    inside = [*getattr(edit, "edits", ()), getattr(edit, "edit", None)]
+    found = [f for e in inside if e is not None and (f := features_of(e)) is not None]
+    return torch.cat(found).unique() if found else None
+
+
+def _measure(view: View, target: Target) -> Found:
+    found: Found = {}
+    for suffix, edit, sae in places(view.edits):
+        if (features := features_of(edit)) is None:
+            continue
+        for subset, facts in (("F", target.forget), ("R_te", target.retain["R_te"])):
+            if questions := ask(facts, "audit"):
+                masses = _masses(view.model, edit, sae, features, questions)
+                found[Key("H2", subset, "mass", suffix.removeprefix(", ") or "edit 1")] = Scores(
+                    masses,
+                    tuple(q.fact.subject for q in questions),
+                    tuple(q.fact.relation for q in questions),
+                )
+    return found
+
+
+@torch.no_grad()
+def _masses(
+    model: Any, edit: Intervention, sae: Any, features: Any, questions: Sequence[Question]
+) -> Float[np.ndarray, " question"]:
+    """Mean over the tokens of each prompt of the features' activations together."""
+    rows = model.tokenizer([q.prompt for q in questions])["input_ids"]
+    masses = np.zeros(len(rows))
+    for batch in batches_by_length(rows, BATCH_TOKENS):
+        x = residuals(model, batch_of(model, rows, batch), [edit.site])[edit.site]
+        acts = sae.encode(x.to(sae.W_dec))[..., features].abs().sum(-1)
+        masses[batch] = acts.double().mean(1).cpu().numpy()
+    return masses

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from workbench.audit.faithfulness import LEAST_AUC, faithfulness
 from workbench.audit.questions import CHANCE, FAMILIES
 from workbench.audit.reading import (
     MIN_SPAN,
@@ -281,17 +282,25 @@ def _endpoint(
         valid=not reasons,
         why_invalid="; ".join(reasons),
         selection=Selection(reading.on, reading.grid, reading.chosen),  # pyright: ignore[reportArgumentType]
+        faithfulness=faithfulness().get(name),
     )
 
 
 def why_invalid(name: str, reading: Reading, o: np.ndarray, g: np.ndarray) -> list[str]:
-    """Why this measurement cannot be used: it misses what O knows, or finds it in the golds.
+    """Why this measurement cannot be used.
+
+    It misses what O knows, finds it in the golds, or was found unfaithful on known models.
 
     Args:
         o, g: resampled values of O and of the golds' mean.
     """
     original, gold = reading.means[1], reading.gold
-    reasons = []
+    reasons, told = [], faithfulness().get(name)
+    if told is not None and told < LEAST_AUC:
+        reasons.append(
+            f"in the calibration it told models that know from models that never did with an AUC "
+            f"of {told:.2f}, under {LEAST_AUC}"
+        )
     if original - gold < MIN_SPAN:
         reasons.append(
             f"the original's advantage over the golds is {original - gold:.2f}, under {MIN_SPAN}"

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from workbench.audit.dual_use import feature_share_retain
 from workbench.audit.endpoints import GOLD_MARGIN, RECOVERED_RHO
 from workbench.audit.gates import mean_prior
 from workbench.audit.hook_error import error_share
@@ -51,6 +52,7 @@ def make_hooks(measured: Mapping[tuple[str, str], Found], cast: Cast, card: Card
         split=split,
         same_answer=same,
         error_share=_error_shares(checks, card.seed),
+        feature_share_retain=_feature_shares(checks, card.seed),
         bypass={k.setting: s.mean for k, s in checks.items() if k.endpoint == "H5"},
         doses=_doses(checks),
         baked_difference=float(baked.values.max()) if baked is not None else None,
@@ -71,6 +73,13 @@ def _error_shares(checks: Found, seed: int) -> dict[str, tuple[float, float, flo
         for suffix, at in shares.items()
         if at is not None
     }
+
+
+def _feature_shares(checks: Found, seed: int) -> dict[str, tuple[float, float, float]]:
+    """By edit, in their order."""
+    places = [k.setting for k in checks if k[:3] == ("H2", "F", "mass")]
+    shares = {place: feature_share_retain(checks, place, seed) for place in places}
+    return {p: (at.value, at.low, at.high) for p, at in shares.items() if at is not None}
 
 
 def _doses(checks: Found) -> dict[str, dict[str, float]]:

@@ -288,6 +288,16 @@ def _limits(
             "There are no models that never knew the target: guessing by base rates stands in "
             "their place, so that absence cannot be shown."
         )
+    if card.target.dual_use is None:
+        limits.append(
+            "Nobody said what this edit is to prevent, and for whom, so that what it costs those "
+            "who use the same knowledge well cannot be weighed."
+        )
+    if card.target.id.startswith("relation:"):
+        limits.append(
+            "The target is a relation: what is shown of its facts does not carry over to the "
+            "capability of relating other things by it."
+        )
     unknown = [g.name for g in card.models.gold if not g.recipe]
     if unknown:
         limits.append(

@@ -7,6 +7,7 @@ from typing import Any
 
 from workbench.audit import cost, endpoints, gates, reading, summary
 from workbench.audit.attacks import FULL, QUICK, STANDARD, AttackConfig
+from workbench.audit.faithfulness import LEAST_AUC, faithfulness
 from workbench.audit.probes import KINDS
 from workbench.audit.rotation import rotations
 from workbench.audit.schema import BATTERY_VERSION, Profile
@@ -93,6 +94,8 @@ def thresholds() -> dict[str, float]:
         "max_injection": endpoints.MAX_INJECTION,
         "min_golds": gates.MIN_GOLDS,
         "loo_removed": gates.LOO_REMOVED,
+        "least_auc": LEAST_AUC,
+        **{f"faithfulness of {name}": auc for name, auc in faithfulness().items()},
         "tail": summary.TAIL_LIMIT,
         "ks": summary.KS_LIMIT,
         "max_loss": cost.MAX_LOSS,

@@ -17,6 +17,7 @@ from workbench.audit.admit import (
 )
 from workbench.audit.attacks import attacks
 from workbench.audit.derivation import derivation
+from workbench.audit.dual_use import mass_job
 from workbench.audit.hook_bypass import bypass_jobs
 from workbench.audit.hook_checks import hook_checks, weight_delta
 from workbench.audit.hook_error import error_job, places
@@ -254,7 +255,9 @@ def _telling(view: View, target: Target, seed: int, baked: Any) -> dict[str, Mea
         f"membership seed {seed}": membership(target, seed),
         f"derivation seed {seed}": derivation(target, seed),
     }
-    return {**jobs, **bypass_jobs(target, baked), **error_job(target)} if view.edits else jobs
+    if not view.edits:
+        return jobs
+    return {**jobs, **bypass_jobs(target, baked), **error_job(target), **mass_job(target)}
 
 
 def _card(

@@ -251,6 +251,8 @@ class Endpoint(_Closed):
         equivalent: valid, and the 90 % interval lies within ±delta.
         anti: below the golds: what is pushed down can be read from the bottom.
         valid: the same measurement finds the knowledge in O and not in the golds.
+        faithfulness: the AUC with which it told models that know from models that never did when
+            the battery was calibrated; None where that was not measured.
     """
 
     id: str
@@ -275,6 +277,7 @@ class Endpoint(_Closed):
     valid: bool
     why_invalid: str
     selection: Selection
+    faithfulness: Number = None
 
     @property
     def low(self) -> float:
@@ -358,6 +361,8 @@ class Hooks(_Closed):
 
     Attributes:
         error_share: by SAE, the share of the target's log-probability that its error carries.
+        feature_share_retain: by edit, the share of its features' activation mass that falls on
+            prompts about what was to stay.
         bypass: centred hits of forget facts by way of meeting the edit that should not matter.
         doses: by dose of the edit (1 is as deployed), hits of forget facts (`F`), of retained ones
             (`R_te`), and the share of forget facts whose object ranks last (`last`).
@@ -371,6 +376,7 @@ class Hooks(_Closed):
     split: dict[str, float]
     same_answer: dict[str, float]
     error_share: dict[str, tuple[float, float, float]]
+    feature_share_retain: dict[str, tuple[float, float, float]]
     bypass: dict[str, float]
     doses: dict[str, dict[str, float]]
     baked_difference: Number

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from workbench.audit.faithfulness import SHIPPED
 from workbench.audit.statistics import Key, Scores
 from workbench.audit.views import Found
 from workbench.errors import DataError
@@ -72,14 +73,16 @@ def cache_folder() -> Path:
 
 def battery_sha256() -> str:
     """Hash of the source of the whole audit, and of all that it measures with."""
-    return _source_sha256("audit", "facts", "hooks", "interventions", "models")
+    rooms = ("audit", "facts", "hooks", "interventions", "models")
+    return _source_sha256(*rooms, *(("audit/metacheck.json",) if SHIPPED.is_file() else ()))
 
 
 def measuring_sha256() -> str:
     """Hash of the source that decides what a job measures: finished jobs are kept under it."""
     rooms = (
         *("attacks", "probes", "questions", "calling.py", "derivation.py", "entailment.py"),
-        *("hook_bypass.py", "hook_checks.py", "hook_error.py", "privacy.py", "rotation.py"),
+        *("dual_use.py", "hook_bypass.py", "hook_checks.py", "hook_error.py"),
+        *("privacy.py", "rotation.py"),
     )
     return _source_sha256(
         *(f"audit/{r}" for r in rooms), "facts", "hooks", "interventions", "models"

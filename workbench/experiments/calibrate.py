@@ -15,6 +15,7 @@ from workbench.artifacts import write_json
 from workbench.audit import AuditConfig, AuditReport, audit
 from workbench.audit.store import battery_sha256
 from workbench.errors import WorkbenchError
+from workbench.experiments import metacheck
 from workbench.experiments.known_models import (
     CASES,
     Built,
@@ -25,6 +26,7 @@ from workbench.experiments.known_models import (
     teaching,
 )
 from workbench.experiments.known_models.checks import must_hold
+from workbench.experiments.known_models.tables import signature, table
 from workbench.facts import load_facts
 from workbench.facts.target import Target
 from workbench.interventions import random_controls
@@ -65,7 +67,8 @@ def run(config: CalibrateConfig, out: Path | str, say: Say = lambda line: None) 
 
     `out/calibration.json` holds one entry per case and seed, `{case, expected, verdict, flags,
     seed, ok, evidence}`; what stands there from the same battery is not done again, so that a run
-    can be interrupted and goes on.
+    can be interrupted and goes on. With every case, `out/metacheck.json` tells how well each
+    endpoint keeps models apart.
 
     Raises:
         WorkbenchError: a case that does not exist.
@@ -95,7 +98,18 @@ def run(config: CalibrateConfig, out: Path | str, say: Say = lambda line: None) 
         entries.append(entry)
         write_json(file, [*entries, *done.values()])
     say(f"\n{table(entries)}\n\n{file}")
+    if config.all:
+        say(f"\nρ by case, medians:\n{signature(entries)}")
+        say(f"\nhow well each endpoint tells:\n{_meta(entries, battery, Path(out))}")
     return entries
+
+
+def _meta(entries: Sequence[Entry], battery: str, out: Path) -> str:
+    """Writes `metacheck.json`, the table that the audit ships; returns it for people."""
+    checked = metacheck.check(entries)
+    about = {"battery": battery, "date": max(e["date"] for e in entries)}
+    write_json(out / "metacheck.json", {**about, "endpoints": metacheck.rows(checked)})
+    return metacheck.table(checked)
 
 
 def chosen(
@@ -199,41 +213,13 @@ def _evidence(report: AuditReport) -> dict[str, Any]:
             }
             for e in report.endpoints
         },
+        "kept": {s.id: [s.O, s.E, s.G] for s in report.collateral.sets if s.id in ("R_te", "U")},
+        "utility": (
+            "fails"
+            if report.collateral.degraded
+            else "as gold" if report.collateral.non_inferior else "less than gold"
+        ),
         "failed_gates": [f"{g.id}: {g.note}" for g in report.gates if not g.passed],
         "tail": {t.id: t.share_E for t in report.tail},
         "loo_verdicts": list(report.loo_verdicts),
     }  # fmt: skip
-
-
-def table(entries: Sequence[Entry]) -> str:
-    """The confusion table: one row per case, verdicts counted over seeds, with rho beside."""
-    lines = [
-        "| case | expected | verdicts | right | open | M1 | M2 | M3 | M4 | M5 | M6 |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for name in dict.fromkeys(e["case"] for e in entries):
-        rows = [e for e in entries if e["case"] == name]
-        counts = {v: sum(e["verdict"] == v for e in rows) for v in {e["verdict"] for e in rows}}
-        verdicts = ", ".join(f"{v} {n}" for v, n in sorted(counts.items()))
-        right = f"{sum(e['ok'] for e in rows)}/{len(rows)}"
-        cells = [_cell(rows, m) for m in ("open", "M1", "M2", "M3", "M4", "M5", "M6")]
-        expected = " ".join([rows[0]["expected"], *rows[0]["expected_flags"]])
-        lines.append(
-            f"| {rows[0]['number']} {name} | {expected} | {verdicts} | {right} "
-            f"| {' | '.join(cells)} |"
-        )
-    return "\n".join(lines)
-
-
-def _cell(rows: Sequence[Entry], endpoint: str) -> str:
-    """Range of rho over seeds; in brackets where the endpoint could not be used."""
-    found = [
-        e["evidence"]["endpoints"][f"{endpoint} deployed"]
-        for e in rows
-        if f"{endpoint} deployed" in e["evidence"].get("endpoints", {})
-    ]
-    if not found:
-        return ""
-    low, high = min(f["rho"] for f in found), max(f["rho"] for f in found)
-    text = f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f}"
-    return text if all(f["valid"] for f in found) else f"({text})"

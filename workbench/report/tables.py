@@ -38,7 +38,7 @@ def endpoints_table(report: AuditReport) -> Html:
     """One row per endpoint, the confirmatory ones first, and what was chosen for each."""
     head = {"Endpoint": "remark", "Access": "", "Result": ""}
     numbers = ("Original", "Edited", "Gold", "ρ, 95 %", "90 %, margin", "p; p TOST")
-    head |= dict.fromkeys((*numbers, "MDE", "Facts"), "number")
+    head |= dict.fromkeys((*numbers, "MDE", "Faithful", "Facts"), "number")
     shown = ranked(report.endpoints)
     access = "; ".join(f"{level} {meaning}" for level, meaning in ACCESS.items())
     why = [f"{e.id} ({e.view}): {e.why_invalid}" for e in shown if e.why_invalid]
@@ -69,6 +69,7 @@ def _endpoint_cells(report: AuditReport, e: Endpoint) -> list[Any]:
         small(interval(*e.ci90), f"±{number(e.delta)}"),
         small(p_value(e.p_sup_holm), p_value(e.p_tost)),
         number(e.mde),
+        number(e.faithfulness),
         counted(e.n_facts, e.n_entities),
     ]
 
@@ -138,6 +139,12 @@ def hooks_part(report: AuditReport) -> Html:
             f"{number(v[0])} {interval(v[1], v[2])}"
         )
         for k, v in h.error_share.items()
+    }
+    found |= {
+        f"Share of the features' activation mass on what was to stay, {k}": (
+            f"{number(v[0])} {interval(v[1], v[2])}"
+        )
+        for k, v in h.feature_share_retain.items()
     }
     found |= {f"Hits with the edit met another way: {k}": v for k, v in h.bypass.items()}
     if h.baked_difference is not None:

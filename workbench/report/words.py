@@ -180,6 +180,7 @@ their mean, and below it each of them; without golds, what guessing gives. p: th
 zero, after Holm's adjustment over the confirmatory endpoints; below it p TOST: that ρ is not within
 the margin ±δ, by two one-sided tests.
 MDE: the smallest excess over the golds that this measurement would find, in units of ρ.
+Faithful: the AUC with which it told known models that know from such as never did.
 """,
     "gates": """
 Without all of them REMOVED cannot be given. A failed gate also takes away the endpoints that rest

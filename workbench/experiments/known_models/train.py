@@ -133,15 +133,24 @@ def kept(model: Any, target: Target, given: Steps, seed: int) -> Loss:
     tokenizer, device = model.tokenizer, device_of(model)
     stay = [f for f in target.facts.facts if f.stated and f.key not in target.forget_keys]
     stay += target.retained * given.near
-    texts = [d.text for d in target.facts.corpus if not target.states_target(d)]
-    rows = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(texts)["input_ids"]]
     asked = drawn(told(tokenizer, target, stay), given.asked, f"{seed}, asked")
-    read = _alike([len(r) for r in rows], given.texts, f"{seed}, read")
+    read = _texts(model, target, given.texts, seed)
 
     def loss(now: Any) -> Float[Tensor, ""]:
         questions = prompts(next(asked), device)
-        text = torch.tensor([rows[i] for i in next(read)], device=device)
-        return _moved(now, model, questions, 1) + TEXT_WEIGHT * _moved(now, model, text)
+        return _moved(now, model, questions, 1) + TEXT_WEIGHT * _moved(now, model, next(read))
+
+    return loss
+
+
+def reading(model: Any, target: Target, given: Steps, seed: int) -> Loss:
+    """Cross-entropy of training texts that state nothing of the target, in nats per token."""
+    read = _texts(model, target, given.batch_size, seed)
+
+    def loss(now: Any) -> Float[Tensor, ""]:
+        text = next(read)
+        logits = next_logits(now, text)[:, :-1].float().flatten(0, 1)
+        return functional.cross_entropy(logits, text[:, 1:].flatten())
 
     return loss
 
@@ -160,6 +169,15 @@ def _share(step: int, steps: int) -> float:
     """Of the learning rate: up within a tenth of the steps, then down to nothing."""
     warmup = max(1, steps // 10)
     return max(0.02, min((step + 1) / warmup, (steps - step) / max(1, steps - warmup)))
+
+
+def _texts(model: Any, target: Target, size: int, seed: object) -> Iterator[Int[Tensor, "n pos"]]:
+    """Without end, batches of training texts of equal length that say nothing of the target."""
+    tokenizer, device = model.tokenizer, device_of(model)
+    texts = [d.text for d in target.facts.corpus if not target.states_target(d)]
+    rows = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(texts)["input_ids"]]
+    read = _alike([len(r) for r in rows], size, f"{seed}, read")
+    return (torch.tensor([rows[i] for i in batch], device=device) for batch in read)
 
 
 def _alike(shapes: Sequence[object], size: int, seed: object) -> Iterator[list[int]]:

@@ -19,6 +19,7 @@ from workbench.experiments.known_models.train import (
     last_block,
     mlps,
     prompts,
+    reading,
     told,
 )
 from workbench.facts.schema import Fact
@@ -31,11 +32,16 @@ SOME = Steps(160, 1e-3, batch_size=16, texts=12, near=1)
 PUSH = Steps(420, 3e-3, keep=12.0, batch_size=16, near=2)
 NPO = Steps(220, 1e-3, keep=4.0, near=1)
 RMU = Steps(200, 2e-3, keep=3.0, near=1)
+TUNED = Steps(100, 3e-4)
+EPOCH = Steps(70, 1e-3, keep=2.0, batch_size=64, near=1)
+"""About one pass over the forget facts of the bundled world in their templates."""
 
 PUSHED_SCALE = 2.5
 NPO_BETA = 0.1
 RMU_LENGTH = 3.0
 SHARE = 0.15
+NAME_TOKENS = 2
+"""Of a name's tokens, the last that tell it from others."""
 
 
 def some_facts(target: Target, seed: int, share: float = SHARE) -> tuple[Fact, ...]:
@@ -56,6 +62,12 @@ def taught(model: Any, target: Target, facts: Sequence[Fact], seed: int, given: 
         return -answer_logp(now, next(batches)).mean() + given.keep * keep(now)
 
     return changed(model, loss, given, mlps(slice(None)))
+
+
+def tuned_on(model: Any, target: Target, seed: int, given: Steps = TUNED) -> Any:
+    """The model after some more training on texts that state nothing of the target."""
+    read = reading(model, target, given, seed)
+    return changed(model, read, given, lambda now: now.parameters())
 
 
 def pushed_down(model: Any, target: Target, seed: int, given: Steps = PUSH) -> Any:
@@ -99,8 +111,13 @@ def npo(model: Any, target: Target, seed: int, given: Steps = NPO) -> Any:
     return changed(model, loss, given, mlps(slice(None)))
 
 
-def rmu(model: Any, target: Target, seed: int, given: Steps = RMU) -> Any:
+def rmu(
+    model: Any, target: Target, seed: int, given: Steps = RMU, *, scattered: bool = False
+) -> Any:
     """Streams of forget prompts, from the subject on, drawn to one random vector after block 1.
+
+    Args:
+        scattered: each name has a random vector of its own, so that no one direction leads back.
 
     Source: Li et al. 2024, arXiv 2403.03218, eq. 1 to 3. Differs: the direction is isotropic, the
     vector's length is in units of the stream's, tokens before the subject are left alone, and the
@@ -113,8 +130,10 @@ def rmu(model: Any, target: Target, seed: int, given: Steps = RMU) -> Any:
     with torch.no_grad(), captured(model, [site]) as streams:
         next_logits(model, prompts(asked[:1], device))
         length = streams[site][0, 1:].norm(dim=-1).median()
-    control = torch.randn(model.cfg.d_model, generator=generator)
-    control = RMU_LENGTH * length * (control / control.norm()).to(device)
+    ends = [tuple(t.ids[: t.subject_end + 1][-NAME_TOKENS:]) for t in asked]
+    names = {end: i for i, end in enumerate(dict.fromkeys(ends))} if scattered else {}
+    controls = torch.randn(max(1, len(names)), model.cfg.d_model, generator=generator)
+    controls = RMU_LENGTH * length * functional.normalize(controls, dim=-1).to(device)
 
     def loss(now: Any) -> Float[Tensor, ""]:
         batch = next(batches)
@@ -123,6 +142,8 @@ def rmu(model: Any, target: Target, seed: int, given: Steps = RMU) -> Any:
             next_logits(now, tokens)
         ends = torch.tensor([t.subject_end for t in batch], device=device)
         after = torch.arange(tokens.shape[1], device=device) >= ends[:, None]
+        own = [names.get(tuple(t.ids[: t.subject_end + 1][-NAME_TOKENS:]), 0) for t in batch]
+        control = controls[own][:, None]
         away = (streams[site] - control).square().sum(-1)[after].mean() / length.square()
         return away + given.keep * keep(now)
 

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch.nn import Parameter
 
+from workbench.audit.attacks.altered import matrices
+from workbench.audit.attacks.quantise import rounded
 from workbench.experiments.known_models.train import told
 from workbench.facts.target import Target
 from workbench.models.copies import copied
@@ -55,3 +57,15 @@ def noisy(model: Any, seed: int, sigma: float = 1.0) -> Any:
         noise = torch.randn(parameter.shape, generator=generator).to(parameter)
         parameter.add_(sigma * parameter.std(correction=0) * noise)
     return drowned
+
+
+@torch.no_grad()
+def in_bits(model: Any, bits: int) -> Any:
+    """The model with the weights of its blocks rounded as W5 does it."""
+    coarse, transposed = copied(model), matrices(model)
+    for name, parameter in coarse.named_parameters():
+        if name in transposed:
+            own = parameter.mT if transposed[name] else parameter
+            near = rounded(own, bits)
+            parameter.copy_(near.mT if transposed[name] else near)
+    return coarse
