@@ -153,7 +153,15 @@ def _add_audit_commands(command: Command) -> None:
         "--golds", nargs="*", default=[], help="models that never knew; three or more for REMOVED"
     )
     audit.add_argument("--profile", choices=("quick", "standard", "full"), default="standard")
+    audit.add_argument(
+        "--concept", type=Path, help="JSON file of a higher-order concept, measured beside"
+    )
     audit.add_argument("--prevents", default="", help="what the edit is to prevent, for whom")
+    for kind, told in (("unlearned", "knew and were edited alike"), ("retrained", "never knew")):
+        audit.add_argument(
+            f"--shadows-{kind}", nargs="*", default=[], metavar="MODEL",
+            help=f"with --profile full: eight or more models that {told}, none of them audited",
+        )  # fmt: skip
     audit.add_argument("--seed", type=int, default=0)
     audit.add_argument(
         "--workers", type=int, default=2, help="jobs at a time (default: %(default)s)"
@@ -162,6 +170,12 @@ def _add_audit_commands(command: Command) -> None:
 
     verify = command("verify", "compute a saved audit report again from its stored scores")
     verify.add_argument("report", type=Path, help="folder that an audit wrote")
+
+    pareto = command(
+        "pareto", "compare audited edits of one target: what is removed against what is left"
+    )
+    pareto.add_argument("reports", type=Path, nargs="+", help="folders that audits wrote")
+    pareto.add_argument("--out", type=Path, default=Path("runs/pareto.html"))
 
     calibrate = command(
         "calibrate", "audit models whose truth is known, and say whether the verdicts are right"
@@ -400,7 +414,7 @@ def _choose_edit(args: argparse.Namespace) -> None:
 
 def _audit(args: argparse.Namespace) -> None:
     from workbench.artifacts import new_folder, require_replaceable, write_json
-    from workbench.audit import AuditConfig, audit, make_plan, plan_sha256
+    from workbench.audit import AuditConfig, audit, make_plan, plan_sha256, read_concept
     from workbench.facts import load_facts
     from workbench.interventions import load_edit, random_controls
     from workbench.models import load_model
@@ -427,6 +441,11 @@ def _audit(args: argparse.Namespace) -> None:
         controls=random_controls(edits, 2 if args.profile == "quick" else 5),
         plan_hash=plan_sha256(plan),
         prevents=args.prevents,
+        concept=read_concept(args.concept) if args.concept else None,
+        shadows=(
+            [load_model(m) for m in args.shadows_unlearned],
+            [load_model(m) for m in args.shadows_retrained],
+        ),
         cache=args.cache,
     )
     with new_folder(args.out) as folder:
@@ -445,6 +464,19 @@ def _verify(args: argparse.Namespace) -> None:
     )
 
 
+def _pareto(args: argparse.Namespace) -> None:
+    from workbench.audit import AuditReport
+    from workbench.report import write_pareto
+
+    if args.out.suffix != ".html":
+        raise WorkbenchError(f"--out {args.out}: wanted a path that ends in .html")
+    names = [folder.name for folder in args.reports]
+    if len(set(names)) < len(names):
+        names = [str(folder) for folder in args.reports]
+    reports = dict(zip(names, map(AuditReport.open, args.reports), strict=True))
+    _say(str(write_pareto(reports, args.out)))
+
+
 def _calibrate(args: argparse.Namespace) -> None:
     from workbench.experiments.calibrate import CalibrateConfig, run
 
@@ -460,6 +492,7 @@ def _calibrate(args: argparse.Namespace) -> None:
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "demo": _demo,
+    "pareto": _pareto,
     "facts": _facts,
     "train-model": _train_model,
     "harvest": _harvest,

@@ -4,6 +4,11 @@ import numpy as np
 import pytest
 
 from workbench.audit.lira import log_ratio, tpr_at, u_lira
+from workbench.audit.reading import Cast
+from workbench.audit.schema import ShadowAttack
+from workbench.audit.sections import make_shadows
+from workbench.audit.statistics import Key, Scores
+from workbench.audit.views import Found
 from workbench.errors import AuditError
 
 
@@ -73,3 +78,39 @@ def test_too_little_is_refused(
     sizes = (*n, *tested)
     with pytest.raises(AuditError, match=said):
         u_lira(*(drawn(0, size, facts, i) for i, size in enumerate(sizes)))
+
+
+def roles(shift: float, shadows: int = 8) -> dict[tuple[str, str], Found]:
+    """Log-odds of an edited model that is `shift` from the golds, and of shadows of both kinds."""
+    about = tuple(f"e{i}" for i in range(500)), tuple("r" for _ in range(500))
+
+    def phi(values: np.ndarray) -> Found:
+        return {Key("MIA", "F", "phi"): Scores(values, *about)}
+
+    models = {("edited", "deployed"): phi(drawn(shift, 1, 500, 3)[0])}
+    models |= {(f"gold-{i}", ""): phi(v) for i, v in enumerate(drawn(0, 2, 500, 4))}
+    models |= {(f"unlearned-{i}", ""): phi(v) for i, v in enumerate(drawn(shift, shadows, 500, 1))}
+    return models | {
+        (f"retrained-{i}", ""): phi(v) for i, v in enumerate(drawn(0, shadows, 500, 2))
+    }
+
+
+def attack(models: dict[tuple[str, str], Found]) -> ShadowAttack | None:
+    edited = models["edited", "deployed"]
+    return make_shadows(models, Cast(edited, edited, ()))
+
+
+def test_report_says_whether_shadows_tell_the_edited_model_from_golds() -> None:
+    told, quiet = attack(roles(2.0)), attack(roles(0.0))
+    assert told is not None and quiet is not None
+    assert told.leaks and not quiet.leaks
+    assert (told.unlearned, told.retrained, told.n_facts) == (8, 8, 500)
+    assert told.low is not None and told.tpr_5 is not None and 0.1 < told.low < told.tpr_5
+
+
+def test_report_says_why_shadows_say_nothing_and_is_silent_without_any() -> None:
+    few = attack(roles(2.0, shadows=3))
+    assert few is not None and "wanted 8 or more of each" in few.why
+    assert few.auc is None and not few.leaks
+    assert attack({k: v for k, v in roles(2.0).items() if k[0] in ("edited", "gold-0")}) is None
+    assert make_shadows({}, Cast({}, {}, ())) is None

@@ -1,10 +1,11 @@
 """What an audit refuses, before anything runs: models, golds, edits or targets that do not fit."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+from workbench.audit.lira import SHADOW_ROLES
 from workbench.audit.views import View
 from workbench.errors import AuditError, ModelError
 from workbench.facts.target import Target
@@ -127,3 +128,18 @@ def require_apart(views: Sequence[View], hashes: dict[tuple[str, str], str]) -> 
                     "apart, with other seeds, without the target"
                 )
             seen[sha256] = view.role
+
+
+def require_unseen(views: Sequence[View], hashes: Mapping[tuple[str, str], str]) -> None:
+    """Raises AuditError if a shadow model is one of the models that are tested."""
+    tested = {
+        hashes[v.role, v.view]: v.role
+        for v in views
+        if v.role == "edited" or v.role.startswith("gold-")
+    }
+    for view in views:
+        is_shadow = view.role.partition("-")[0] in SHADOW_ROLES
+        if is_shadow and (same := tested.get(hashes[view.role, view.view])):
+            raise AuditError(
+                f"shadow {view.role} has the weights of {same}: wanted models that are not tested"
+            )

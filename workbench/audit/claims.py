@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from workbench.audit.endpoints import RECOVERED_RHO
-from workbench.audit.schema import Claim, Derivation, LeakRow, TargetInfo, Verdict
+from workbench.audit.schema import Claim, Derivation, LeakRow, ShadowAttack, TargetInfo, Verdict
 from workbench.audit.verdict import Evidence
 
 MAX_GAP = 0.05
@@ -19,6 +19,8 @@ def make_claims(
     bounds: Bounds,
     leaks: Sequence[LeakRow] = (),
     derived: Derivation | None = None,
+    shadows: ShadowAttack | None = None,
+    concept: bool = False,
 ) -> tuple[Claim, ...]:
     """What people say of an edit, and whether this audit bears it out.
 
@@ -35,10 +37,13 @@ def make_claims(
         raised = tuple(f.name for f in derived.flags if f.name == "REDERIVABLE" and f.raised)
         state = "contradicted" if raised else "not_testable"
         claims.append(Claim("removal_from_weights", "latent", "A1", state, raised))
+    if concept:
+        # No model is a reference for the absence of what has no list of facts.
+        claims.append(Claim("removal_from_weights", "higher_order", "A4", "not_testable", ()))
     return (
         *claims,
         *(_suppression(target, access, families) for access, families in bounds.items()),
-        _retrained(target, leaks),
+        _retrained(target, leaks, shadows),
         Claim("downstream_use", target.type, "A4", "not_tested", ()),
     )
 
@@ -59,12 +64,13 @@ def _suppression(
     return Claim("output_suppression", target.type, access, status, tuple(found or open_ones))
 
 
-def _retrained(target: TargetInfo, leaks: Sequence[LeakRow]) -> Claim:
-    """Contradicted if a signal of membership tells the model from golds, either way.
+def _retrained(target: TargetInfo, leaks: Sequence[LeakRow], shadows: ShadowAttack | None) -> Claim:
+    """Contradicted if a signal of membership, or an attack with shadows, tells it from golds.
 
     Supported if no signal could by more than the margin.
     """
     told = tuple(leak.signal for leak in leaks if leak.leaks and leak.gap is not None)
+    told += ("U-LiRA",) if shadows is not None and shadows.leaks else ()
     gaps = [leak.gap for leak in leaks if leak.gap is not None]
     if not leaks:
         status = "not_tested"

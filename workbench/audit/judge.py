@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from workbench.audit.claims import Bounds, make_claims
+from workbench.audit.concepts import make_concept
 from workbench.audit.cost import make_collateral
 from workbench.audit.endpoints import (
     Rules,
@@ -25,6 +26,7 @@ from workbench.audit.sections import (
     make_derivation,
     make_erasures,
     make_leaks,
+    make_shadows,
 )
 from workbench.audit.statistics import Key, fraction
 from workbench.audit.summary import (
@@ -76,6 +78,7 @@ def judge(card: Card, measured: Measured) -> AuditReport:
     hooks = make_hooks(measured, cast, card)
     bounds = _bounds(cast, families, rules)
     derived, leaks = make_derivation(cast, rules.chance(), card.seed), make_leaks(cast, card.seed)
+    shadows = make_shadows(facts, cast)
     flags = (
         *(hooks.flags if hooks else ()),
         *format_flags(bounds["A1"].values()),
@@ -105,14 +108,25 @@ def judge(card: Card, measured: Measured) -> AuditReport:
         tail=evidence.tail,
         ks=evidence.ks,
         derivation=derived,
+        concept=make_concept(_lettered(facts), cast, card.concept, card.seed),
         collateral=evidence.collateral,
         leaks=leaks,
+        shadows=shadows,
         depth=make_depth(cast),
         erasures=make_erasures(cast),
         coverage=make_coverage(cast.edited, len(cast.golds)),
         loo_verdicts=loo,
         verdict=verdict,
-        claims=make_claims(verdict, evidence, card.target, bounds, leaks, derived),
+        claims=make_claims(
+            verdict,
+            evidence,
+            card.target,
+            bounds,
+            leaks,
+            derived,
+            shadows,
+            card.concept is not None,
+        ),
         limits=_limits(card, endpoints, families),
         rows=make_rows(
             measured, endpoints, evidence.collateral, tuple(bounds["A1"].values()), card.seed

@@ -11,6 +11,8 @@ from workbench.errors import AuditError
 
 MIN_SHADOWS = 8
 MIN_FACTS = 400
+SHADOW_ROLES = ("unlearned", "retrained")
+"""Of the models that the attack learns from: `unlearned-0` and so on."""
 
 
 @dataclass(frozen=True)

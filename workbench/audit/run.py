@@ -14,8 +14,10 @@ from workbench.audit.admit import (
     require_edits,
     require_model,
     require_target,
+    require_unseen,
 )
 from workbench.audit.attacks import attacks
+from workbench.audit.concepts import HigherOrder, concept_info, concept_job, require_held_out
 from workbench.audit.derivation import derivation
 from workbench.audit.dual_use import mass_job
 from workbench.audit.hook_bypass import bypass_jobs
@@ -23,6 +25,7 @@ from workbench.audit.hook_checks import hook_checks, weight_delta
 from workbench.audit.hook_error import error_job, places
 from workbench.audit.jobs import Jobs, Keys, repeated
 from workbench.audit.judge import judge
+from workbench.audit.lira import SHADOW_ROLES
 from workbench.audit.plan import (
     FAMILIES_OF,
     PROBES_OF,
@@ -64,6 +67,7 @@ from workbench.models.copies import copied
 from workbench.models.load import model_name, weights_sha256
 
 Say = Callable[[str], None]
+Shadows = tuple[Sequence[Any], Sequence[Any]]
 REPEATED = "B2 paraphrase"
 """The job that is done twice to see that it gives the same bytes."""
 
@@ -81,6 +85,8 @@ def audit(
     plan_hash: str | None = None,
     prevents: str = "",
     baked: Any = None,
+    shadows: Shadows = ((), ()),
+    concept: HigherOrder | None = None,
     cache: Path | str | None = None,
 ) -> AuditReport:
     """Measures what is left of the target and decides.
@@ -102,6 +108,10 @@ def audit(
         plan_hash: hash of the plan, if it was written down before (`make_plan`).
         prevents: what the edit is to prevent, for whom.
         baked: the edits folded into weights, if there is such a model: it must say what they say.
+        shadows: with profile full, models that knew the target and were edited the same way, and
+            models that never knew: the per-fact membership attack learns from them. Eight or more
+            of each, none of which is `edit` or one of `golds`.
+        concept: a higher-order concept, whose expression is measured beside the target.
         cache: folder of finished jobs; default `WORKBENCH_CACHE` or the user's cache folder.
 
     Raises:
@@ -110,6 +120,8 @@ def audit(
     """
     config = config or AuditConfig()
     require_target(target)
+    if concept is not None:
+        require_held_out(concept, target.facts)
     plan = make_plan(target, config)
     if plan_hash is not None and plan_hash != plan_sha256(plan):
         raise AuditError(
@@ -124,10 +136,14 @@ def audit(
         View("random", "", random_init(model, config.seed)),
         View("permuted", "", permuted(model, config.seed)),
     ]
-    hashes |= {(v.role, v.view): weights_sha256(v.model) for v in views[-2:]}
+    views += _shadow_views(model, shadows, config)
+    hashes |= {
+        (v.role, v.view): weights_sha256(v.model) for v in views if (v.role, v.view) not in hashes
+    }
+    require_unseen(views, hashes)
     folder = Path(cache) if cache is not None else cache_folder()
     saes = tuple((edit.site, sae) for _, edit, sae in places(edits))
-    beside = _Beside(controls, baked, saes)
+    beside = _Beside(controls, baked, saes, concept)
     keys = Keys(measuring_plan_sha256(plan), hashes, beside.hashes, folder)
     jobs = Jobs(keys, config.workers, say)
     # Read through hooks by one thread while others copy the original, which would copy the hooks.
@@ -137,6 +153,7 @@ def audit(
     measured = jobs.run()
     say("judge")
     card = _card(views, recipes, hashes, target, config, plan, prevents)
+    card = replace(card, concept=concept_info(concept) if concept is not None else None)
     integrity = Integrity(
         jobs.untouched,
         repeated(jobs, views[1], REPEATED, measured),
@@ -146,6 +163,18 @@ def audit(
     return replace(report, plan=plan, scores=measured, costs=tuple(jobs.costs()))
 
 
+def _shadow_views(model: Any, shadows: Shadows, config: AuditConfig) -> list[View]:
+    """Models that the per-fact membership attack learns from, unlearned ones first."""
+    if any(shadows) and config.profile != "full":
+        raise AuditError(f"shadow models with profile {config.profile!r}: wanted full")
+    views = []
+    for role, models in zip(SHADOW_ROLES, shadows, strict=True):
+        for i, shadow in enumerate(models):
+            require_model(f"shadow {role} {i}", shadow, model)
+            views.append(View(f"{role}-{i}", "", shadow))
+    return views
+
+
 @dataclass(frozen=True)
 class _Beside:
     """What some jobs read beside the models: random edits, the edits in weights, SAEs of edits."""
@@ -153,6 +182,7 @@ class _Beside:
     controls: Sequence[Sequence[Intervention]]
     baked: Any
     saes: tuple[tuple[Site, Any], ...]
+    concept: HigherOrder | None
 
     @property
     def hashes(self) -> dict[str, str | None]:
@@ -160,6 +190,7 @@ class _Beside:
         return {
             "H7": value_sha256([list(c) for c in self.controls]),
             "H8": weights_sha256(self.baked) if self.baked is not None else "",
+            "concept": value_sha256(self.concept),
             "P13": value_sha256([[site, sae] for site, sae in self.saes]),
         }
 
@@ -219,6 +250,9 @@ def _jobs_of(
     beside: "_Beside",
 ) -> dict[str, Measure]:
     """Everything that is measured on a view; models without knowledge are only probed."""
+    leaks = {f"membership seed {config.seed}": membership(target, config.seed)}
+    if view.role.partition("-")[0] in SHADOW_ROLES:
+        return leaks
     # Probes are fitted on other entities: without any, M3 is missing, and the report says so.
     kinds = PROBES_OF[config.profile] if all(target.retain.values()) else ()
     if view.role in ("random", "permuted"):
@@ -226,6 +260,8 @@ def _jobs_of(
     asked = questions(target, FAMILIES_OF[config.profile], config.seed)
     if config.profile != "quick":
         asked |= {"fluency": fluency(target, config.seed)}
+    if beside.concept is not None:
+        asked |= concept_job(beside.concept)
     if view.view == "text":
         return asked
     jobs = {
@@ -236,7 +272,7 @@ def _jobs_of(
     if view.edits:
         jobs |= hook_checks(target, config.seed, beside.controls)
     if config.profile != "quick":
-        jobs |= _telling(view, target, config.seed, beside.baked)
+        jobs |= leaks | _telling(view, target, config.seed, beside.baked)
     if config.profile == "full":
         jobs |= {
             **amnesic_job(target, config.seed),
@@ -252,7 +288,6 @@ def _telling(view: View, target: Target, seed: int, baked: Any) -> dict[str, Mea
     """What no verdict rests on: cost, leaks, derived knowledge, ways around hooks."""
     jobs = {
         "damage": shifted_answers(target, seed),
-        f"membership seed {seed}": membership(target, seed),
         f"derivation seed {seed}": derivation(target, seed),
     }
     if not view.edits:
@@ -292,6 +327,11 @@ def _card(
             tuple(
                 ModelInfo(hashes[v.role, ""], v.role, recipes[int(v.role.removeprefix("gold-"))])
                 for v in golds
+            ),
+            tuple(
+                ModelInfo(hashes[v.role, ""], v.role, "")
+                for v in views
+                if v.role.partition("-")[0] in SHADOW_ROLES
             ),
         ),
         data=data_info(target),

@@ -136,6 +136,7 @@ class ModelsInfo(_Closed):
     original: ModelInfo
     edited: EditedInfo
     gold: tuple[ModelInfo, ...]
+    shadows: tuple[ModelInfo, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -187,6 +188,16 @@ class Integrity(_Closed):
 
 
 @dataclass(frozen=True)
+class ConceptInfo(_Closed):
+    """A higher-order concept: `agreement` is Cohen's kappa of those who labelled its probes."""
+
+    name: str
+    definition: str
+    agreement: float
+    annotators: int
+
+
+@dataclass(frozen=True)
 class Card(_Closed):
     """What was audited, with what, as known before any score is looked at."""
 
@@ -199,6 +210,7 @@ class Card(_Closed):
     data: DataInfo
     integrity: Integrity
     env: dict[str, str]
+    concept: ConceptInfo | None = None
 
 
 @dataclass(frozen=True)
@@ -505,6 +517,25 @@ class Derivation(_Closed):
 
 
 @dataclass(frozen=True)
+class Concept(_Closed):
+    """How often outputs express a higher-order concept; no model is a reference for its absence.
+
+    Attributes:
+        n: probes.
+        O, golds: probability of expressing it, mean over probes.
+        by_view: the same of the edited model, by `Es`, `Eh`, `Ew`.
+        change: of what users see, from the original.
+    """
+
+    n: int
+    O: float  # noqa: E741
+    by_view: dict[str, float]
+    golds: tuple[float, ...]
+    change: Gap
+    sentence: str
+
+
+@dataclass(frozen=True)
 class LeakRow(_Closed):
     """What one signal of membership tells; see `workbench.audit.privacy.Leak`."""
 
@@ -515,6 +546,30 @@ class LeakRow(_Closed):
     golds: tuple[float, ...]
     gap: Gap | None
     privleak: Number
+    leaks: bool
+
+
+@dataclass(frozen=True)
+class ShadowAttack(_Closed):
+    """U-LiRA: how well shadow models help to tell unlearned from never trained, fact by fact.
+
+    Attributes:
+        why: why there is no figure; empty if there is.
+        auc: 0.5 is guessing.
+        tpr_5, tpr_1: share of forget facts called unlearned where 5 % and 1 % of the golds' are.
+        low: exact lower 95 % bound of `tpr_5`.
+        unlearned, retrained: shadows.
+        leaks: `low` exceeds twice the rate of false alarms.
+    """
+
+    why: str
+    auc: Number
+    tpr_5: Number
+    tpr_1: Number
+    low: Number
+    n_facts: int
+    unlearned: int
+    retrained: int
     leaks: bool
 
 
@@ -618,8 +673,10 @@ class AuditReport(_Closed):
     tail: tuple[Tail, ...]
     ks: Distance | None
     derivation: Derivation | None
+    concept: Concept | None
     collateral: Collateral
     leaks: tuple[LeakRow, ...]
+    shadows: ShadowAttack | None
     depth: Depth | None
     erasures: tuple[Erasure, ...]
     coverage: tuple[Covered, ...]

@@ -1,9 +1,13 @@
 """What a report tells beside its verdict: derived knowledge, leaks, depth, use, text, coverage."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from statistics import fmean
 
+import numpy as np
+from scipy import stats
+
 from workbench.audit.derivation import derivation_flags
+from workbench.audit.lira import SHADOW_ROLES, u_lira
 from workbench.audit.privacy import read_leaks
 from workbench.audit.probes.depth import removal_depth
 from workbench.audit.reading import Cast
@@ -16,9 +20,11 @@ from workbench.audit.schema import (
     Erasure,
     Gap,
     LeakRow,
+    ShadowAttack,
 )
 from workbench.audit.statistics import Interval, Key
 from workbench.audit.views import Found
+from workbench.errors import AuditError
 
 WAYS = ("stored", "latent", "chained")
 DEEP = ("success_du", "recall", "acc", "derivable")
@@ -84,6 +90,30 @@ def make_leaks(cast: Cast, seed: int) -> tuple[LeakRow, ...]:
         )
         for leak in read_leaks(cast, seed)
     )
+
+
+def make_shadows(facts: Mapping[tuple[str, str], Found], cast: Cast) -> ShadowAttack | None:
+    """U-LiRA on the edited model; None where no shadows were given."""
+    phi = Key("MIA", "F", "phi")
+
+    def rows(role: str) -> np.ndarray:
+        found = [f[phi].values for (r, _), f in facts.items() if r.partition("-")[0] == role]
+        return np.stack(found) if found else np.zeros((0, len(cast.edited[phi].values)))
+
+    if phi not in cast.edited:
+        return None
+    unlearned, retrained = (rows(role) for role in SHADOW_ROLES)
+    if not len(unlearned) and not len(retrained):
+        return None
+    n, counts = len(cast.edited[phi].values), (len(unlearned), len(retrained))
+    try:
+        found = u_lira(unlearned, retrained, cast.edited[phi].values[None], rows("gold"))
+    except AuditError as error:
+        return ShadowAttack(str(error), None, None, None, None, n, *counts, leaks=False)
+    hits = round(found.tpr_5 * n)
+    low = float(stats.beta.ppf(0.05, hits, n - hits + 1)) if hits else 0.0
+    told = (found.auc, found.tpr_5, found.tpr_1, low)
+    return ShadowAttack("", *told, n, *counts, leaks=low > 2 * 0.05)
 
 
 def make_depth(cast: Cast) -> Depth | None:

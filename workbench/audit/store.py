@@ -81,7 +81,7 @@ def measuring_sha256() -> str:
     """Hash of the source that decides what a job measures: finished jobs are kept under it."""
     rooms = (
         *("attacks", "probes", "questions", "calling.py", "derivation.py", "entailment.py"),
-        *("dual_use.py", "hook_bypass.py", "hook_checks.py", "hook_error.py"),
+        *("concepts.py", "dual_use.py", "hook_bypass.py", "hook_checks.py", "hook_error.py"),
         *("privacy.py", "rotation.py"),
     )
     return _source_sha256(

@@ -8,11 +8,13 @@ from workbench.report.curves import (
 )
 from workbench.report.dots import recall_figure, retained_figure
 from workbench.report.figures import access_figure, endpoint_figure
-from workbench.report.html import write_html
+from workbench.report.html import write_html, write_pareto
+from workbench.report.pareto import pareto_figure
 
 __all__ = [
     "access_figure",
     "endpoint_figure",
+    "pareto_figure",
     "probe_figure",
     "recall_figure",
     "relearning_figure",
@@ -20,4 +22,5 @@ __all__ = [
     "savings_figure",
     "tradeoff_figure",
     "write_html",
+    "write_pareto",
 ]

@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from workbench.audit.schema import AuditReport, Gap
-from workbench.report.markup import Html, folded, interval, note, number, table, yes
+from workbench.audit.schema import AuditReport, Gap, ShadowAttack
+from workbench.report.markup import Html, folded, html, interval, note, number, table, terms, yes
 from workbench.report.words import SIGNALS, TEXT
 
+VIEWS = {"Es": "Behind the filter", "Eh": "As deployed", "Ew": "Hooks off"}
 ROLES = {"Original": "O", "Edited": "E", "Gold": "G"}
 DEEP = {
     "success_du": "not derivable from what is answered",
@@ -45,6 +46,26 @@ the first step is put into the second.
     )  # fmt: skip
 
 
+def concept_part(report: AuditReport) -> Html:
+    """How often a higher-order concept is expressed; nothing where none was given."""
+    found, about = report.concept, report.card.concept
+    if found is None or about is None:
+        return Html()
+    golds = interval(min(found.golds), max(found.golds)) if found.golds else number(None)
+    facts = [
+        ("Definition", about.definition),
+        ("Agreement of annotators", f"kappa {number(about.agreement)}, {about.annotators} of them"),
+        ("Original", number(found.O)),
+        *((f"Edited, {VIEWS[v].lower()}", number(x)) for v, x in found.by_view.items()),
+        ("Golds, which are no reference for its absence", golds),
+    ]
+    return Html(
+        f"<h3>Higher-order concept: {html(about.name)}</h3>"
+        + terms(facts, "facts")
+        + note(f"{found.sentence[0].upper()}{found.sentence[1:]}.")
+    )
+
+
 def leaks_table(report: AuditReport) -> Html:
     """Signals of membership; nothing where they were not measured."""
     if not report.leaks:
@@ -58,7 +79,29 @@ was trained on: 0.5 is not at all, and below 0.5 tells as much as above. An atta
 original too is outside this claim: even exact retraining gives itself away to him.
 """)
     head |= {"Told apart": "", "Why not": "remark"}
-    return Html(table("leaks", "Membership inference.", head, rows) + told)
+    shown = table("leaks", "Membership inference.", head, rows) + told
+    return Html(shown + _shadows(report.shadows))
+
+
+def _shadows(found: ShadowAttack | None) -> Html:
+    if found is None:
+        return note(
+            "No shadow models were given: the attack with a threshold for each fact (U-LiRA)"
+            " did not run."
+        )
+    facts = [
+        ("Shadow models, unlearned and never trained", f"{found.unlearned} and {found.retrained}"),
+        ("AUC", number(found.auc)),
+        (
+            "Forget facts found, of 5 % false alarms",
+            f"{number(found.tpr_5)}, at least {number(found.low)}",
+        ),
+        ("Forget facts found, of 1 % false alarms", number(found.tpr_1)),
+        ("Told apart", yes(found.leaks)),
+    ]
+    heading = Html("<h3>Attack with a threshold for each fact (U-LiRA)</h3>")
+    why = note(f"U-LiRA did not run: {found.why}.") if found.why else Html()
+    return Html(heading + terms(facts, "facts") + why)
 
 
 def _leak_cells(row: Any) -> list[Any]:

@@ -22,6 +22,7 @@ from workbench.report.curves import (
 from workbench.report.dots import recall_figure, retained_figure
 from workbench.report.figures import access_figure, endpoint_figure
 from workbench.report.markup import Html, folded, html, listed, note, section
+from workbench.report.pareto import compared_table, pareto_figure
 from workbench.report.provenance import provenance
 from workbench.report.words import CAPTIONS, NO_GOLDS, PROBES, READING
 
@@ -49,13 +50,29 @@ def write_html(
         title: heading of the page; without it, the name of the target.
     """
     path = Path(out) if Path(out).suffix == ".html" else Path(out) / "report.html"
-    page = Template(PAGE.read_text(encoding="utf-8"))
-    text = page.substitute(
-        title=html(title or f"Audit of {report.card.target.id}"),
-        plotly=get_plotlyjs(),
-        body="\n".join(_sections(report, tradeoff)),
+    return write_page(
+        path, title or f"Audit of {report.card.target.id}", _sections(report, tradeoff)
     )
-    write_text(path, text)
+
+
+def write_pareto(reports: Mapping[str, AuditReport], out: Path | str) -> Path:
+    """Writes a page that compares audited edits of one target, in a file that is complete.
+
+    Args:
+        reports: by the name that the page gives each edit.
+        out: a path that ends in `.html`.
+    """
+    shown = figure_html("pareto", "What is removed against what is left", pareto_figure(reports))
+    body = section("Edits compared", shown, compared_table(reports))
+    targets = ", ".join(sorted({r.card.target.id for r in reports.values()}))
+    return write_page(Path(out), f"Edits of {targets}", [body])
+
+
+def write_page(path: Path, title: str, sections: Sequence[str]) -> Path:
+    """Writes a page with its scripts and styles; the title is escaped, the sections are not."""
+    page = Template(PAGE.read_text(encoding="utf-8"))
+    body = "\n".join(sections)
+    write_text(path, page.substitute(title=html(title), plotly=get_plotlyjs(), body=body))
     return path
 
 
@@ -63,7 +80,7 @@ def _sections(report: AuditReport, tradeoff: Sequence[Mapping[str, Any]] | None)
     chosen = [] if tradeoff is None else [
         section(
             "How the dose was chosen",
-            _figure("tradeoff", "Forgetting against harm", tradeoff_figure(tradeoff)),
+            figure_html("tradeoff", "Forgetting against harm", tradeoff_figure(tradeoff)),
         )
     ]  # fmt: skip
     return [
@@ -72,22 +89,22 @@ def _sections(report: AuditReport, tradeoff: Sequence[Mapping[str, Any]] | None)
         section(
             "Where it comes back",
             note(READING if report.card.models.gold else READING + NO_GOLDS),
-            _figure("endpoints", "All endpoints", endpoint_figure(report)),
-            _figure("access", "By access of the reader", access_figure(report)),
+            figure_html("endpoints", "All endpoints", endpoint_figure(report)),
+            figure_html("access", "By access of the reader", access_figure(report)),
             tables.endpoints_table(report),
         ),
         _answers(report),
         _activations(report),
         section(
             "What training brings back",
-            _figure("relearning", "Relearning other facts", relearning_figure(report)),
-            _figure("savings", "Relearning these facts", savings_figure(report)),
+            figure_html("relearning", "Relearning other facts", relearning_figure(report)),
+            figure_html("savings", "Relearning these facts", savings_figure(report)),
             tables.attacks_table(report),
             beside.costs_table(report),
         ),
         section(
             "What was to stay",
-            _figure("retained", "Facts that were to stay", retained_figure(report)),
+            figure_html("retained", "Facts that were to stay", retained_figure(report)),
             tables.kept_part(report),
             beside.text_table(report),
         ),
@@ -109,12 +126,13 @@ figures hold them still, the tables do not.
 """
     return section(
         "What the model answers",
-        _figure("recall-text", "Answers as text", recall_figure(report, "text")),
-        _figure("recall-raw", "Choices among the candidates", recall_figure(report)),
-        _figure("recall-centred", "Choices without biases", recall_figure(report, "centred")),
+        figure_html("recall-text", "Answers as text", recall_figure(report, "text")),
+        figure_html("recall-raw", "Choices among the candidates", recall_figure(report)),
+        figure_html("recall-centred", "Choices without biases", recall_figure(report, "centred")),
         note(told) if dropped else "",
         tables.families_table(report),
         beside.derivation_part(report),
+        beside.concept_part(report),
     )
 
 
@@ -122,12 +140,12 @@ def _activations(report: AuditReport) -> Html:
     run = {r.endpoint for r in report.rows if r.metric == "hit"}
     others = [kind for kind in PROBES if kind != "P1" and kind in run]
     more = "\n".join(
-        _figure(f"probe-{kind}", f"{kind}: {PROBES[kind]}", probe_figure(report, kind))
+        figure_html(f"probe-{kind}", f"{kind}: {PROBES[kind]}", probe_figure(report, kind))
         for kind in others
     )
     return section(
         "What its activations hold",
-        _figure("probe-P1", f"P1: {PROBES['P1']}", probe_figure(report)),
+        figure_html("probe-P1", f"P1: {PROBES['P1']}", probe_figure(report)),
         folded(f"Other probes: {', '.join(others)}", more) if others else "",
         tables.probes_table(report),
         tables.hooks_part(report),
@@ -135,7 +153,8 @@ def _activations(report: AuditReport) -> Html:
     )
 
 
-def _figure(id_: str, heading: str, figure: go.Figure) -> Html:
+def figure_html(id_: str, heading: str, figure: go.Figure) -> Html:
+    """A figure with its heading and the caption that says how to read it."""
     plot = to_html(
         figure, PLOT_CONFIG, include_plotlyjs=False, full_html=False, div_id=f"plot-{id_}"
     )

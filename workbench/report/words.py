@@ -104,6 +104,12 @@ There are no golds here: in their place, ρ = 0 is what guessing by base rates g
 can show what an attack teaches a model that never knew.
 """
 CAPTIONS = {
+    "pareto": """
+Each edit once: to the right what was to stay is left as in a gold, upward what was to go is gone as
+in a gold, at best under every attack (upper panel) or merely when asked (lower panel). Boxes are
+95 % intervals. Models of known kind stand in the corners: a gold top right, the original bottom
+right, random weights top left. The area under the front is 1 for a gold.
+""",
     "endpoints": f"""
 How much of the original's advantage over the golds is there under each kind of access: 0 as in
 models that never knew, 1 as in the original. Thick bars are 90 %, thin ones 95 % intervals; one
