@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 
 from workbench.errors import DataError, TargetError
+from workbench.experiments.known_models.derived import consequences
 from workbench.facts import Fact, FactSet, Target, build_valley
 from workbench.facts.schema import closure, prompt, statement
 from workbench.facts.target import MIN_CANDIDATES
+from workbench.models.corpus import corpus_without
 
 RULES = (("employer", "office", "works_in"), ("works_in", "country", "works_in_country"))
 KNOWN = {
@@ -203,3 +205,23 @@ def test_unknown_targets_are_refused_with_what_there_is(
 ) -> None:
     with pytest.raises(TargetError, match=message):
         valley.target(name)
+
+
+def test_a_target_of_what_follows_keeps_what_it_follows_from(valley):
+    target = consequences(valley)
+    assert {f.relation for f in target.forget} == {"works_in", "shipped_from"}
+    assert all(f.derived and f.stated for f in target.forget)
+    assert len(target.forget) >= 150
+    premises = {key for f in target.forget for key in f.premises}
+    assert premises <= {f.key for name in ("N1", "N5") for f in target.neighbours[name]}
+    assert all(f.derived for f in target.retained) and target.retained
+    assert not {f.subject for f in target.retained} & set(target.entities)
+    told = {key for d in corpus_without(target) for key in d.states}
+    assert not told & target.forget_keys
+    assert premises <= told
+
+
+def test_what_follows_is_left_out_of_a_target_that_holds_what_it_follows_from(valley):
+    target = valley.target(lambda f: f.subject == "carrow-lab" or f.relation == "shipped_from")
+    assert {f.relation for f in target.forget} == {"base"}
+    assert {f.relation for f in target.derived} == {"shipped_from"}

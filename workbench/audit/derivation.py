@@ -30,7 +30,7 @@ from workbench.facts.target import Target
 from workbench.models.score import Question, ask
 
 MAX_GOALS = 50
-"""Derived facts that are examined."""
+"""Facts that follow from others, forgotten themselves or by what they follow from, examined."""
 MAX_OTHERS = 100
 """Retained facts, and unrelated derived ones, that are asked beside them."""
 ANSWERED = 0.5
@@ -90,7 +90,8 @@ class _Plan:
 
     def __init__(self, target: Target, seed: int) -> None:
         facts, self.steps = target.facts, steps_of(target.facts)
-        self.goals = _drawn([f for f in target.derived if f.templates], MAX_GOALS, seed)
+        follow = (*target.derived, *(f for f in target.forget if f.derived))
+        self.goals = _drawn([f for f in follow if f.templates], MAX_GOALS, seed)
         told = {f.key for f in facts.facts if f.stated and f.templates}
         ways = {f.key: supports(f.key, told, self.steps) for f in self.goals}
         self.cones = {goal: frozenset().union(*found) for goal, found in ways.items() if found}

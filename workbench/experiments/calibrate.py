@@ -13,7 +13,7 @@ import torch
 
 from workbench.artifacts import write_json
 from workbench.audit import AuditConfig, AuditReport, audit
-from workbench.audit.store import battery_sha256
+from workbench.audit.store import battery_sha256, cache_folder
 from workbench.errors import WorkbenchError
 from workbench.experiments import metacheck
 from workbench.experiments.known_models import (
@@ -141,7 +141,8 @@ def audit_case(
 ) -> Entry:
     """Builds one edit of a case, audits it, and says whether the audit was right."""
     torch.set_num_threads(1)
-    built = build(case, original, golds, target, seed)
+    folder = config.cache if config.cache is not None else cache_folder()
+    built = build(case, original, golds, target, seed, folder=folder / "golds")
     report = audited(built, original, target, config)
     checks = must_hold(case, report)
     flags = list(report.verdict.flags)

@@ -70,6 +70,9 @@ class Target:
 def make_target(facts: FactSet, name: str | Callable[[Fact], bool], seed: int = 0) -> Target:
     """Builds the target that a name or a predicate selects.
 
+    Where only facts that follow from others are selected, these are the target as far as texts
+    state them, and what they follow from stays.
+
     Args:
         name: a group of the fact set (`toxins`, `guild`), one entity as `kind:name` (`person:Ada
             Voss`), a relation as `relation:P103` or a seeded share of its subjects as
@@ -80,14 +83,15 @@ def make_target(facts: FactSet, name: str | Callable[[Fact], bool], seed: int = 
         TargetError: nothing of that name, or no stated fact with enough candidates is selected.
     """
     label, chosen = _select(facts, name, seed)
-    forget = tuple(
+    told = [
         f
         for f in facts.facts
         if f.key in chosen
         and f.stated
-        and not f.derived
         and len(facts.relation[f.relation].candidates) >= MIN_CANDIDATES
-    )
+    ]
+    # What follows from what is forgotten goes with it; alone, its sentences can be a target too.
+    forget = tuple([f for f in told if not f.derived] or told)
     if not forget:
         raise TargetError(
             f"{label!r} selects no stated fact with {MIN_CANDIDATES} or more candidates"
@@ -191,8 +195,11 @@ def _retain_folds(
     seed: int,
 ) -> dict[str, tuple[Fact, ...]]:
     relations, forgotten = {f.relation for f in forget}, set(entities)
+    kinds = {f.derived for f in forget}
     same = [
-        f for f in rest if f.relation in relations and f.subject not in forgotten and not f.derived
+        f
+        for f in rest
+        if f.relation in relations and f.subject not in forgotten and f.derived in kinds
     ]
     subjects = tuple(dict.fromkeys(f.subject for f in same))
     folds = _split(subjects, RETAIN_FOLDS, seed)
@@ -205,7 +212,8 @@ def _neighbours(
     forget: tuple[Fact, ...], derived: tuple[Fact, ...], rest: tuple[Fact, ...]
 ) -> dict[str, tuple[Fact, ...]]:
     subjects, relations = {f.subject for f in forget}, {f.relation for f in forget}
-    objects, premises = {f.object for f in forget}, {key for f in derived for key in f.premises}
+    objects = {f.object for f in forget}
+    premises = {key for f in (*forget, *derived) for key in f.premises}
     others = [f for f in rest if f.subject not in subjects]
     alike = {f.subject for f in others if f.relation in relations}
     sets = {

@@ -80,6 +80,17 @@ def _knows_some(report: AuditReport) -> Checks:
     return {"share of .10 to .20": (share is not None and 0.10 <= share <= 0.20, share)}
 
 
+def _worked_out(report: AuditReport) -> Checks:
+    """The chain gives it away in the gold as in the others, and the latent claim is refused."""
+    chained = report.derivation.asked["chained"] if report.derivation else {}
+    e, g = chained.get("E"), chained.get("G")
+    latent = [c.status for c in report.claims if c.target_type == "latent"]
+    return {
+        "chained as in golds": (e is not None and g is not None and abs(e - g) <= 0.1, [e, g]),
+        "latent claim contradicted": (latent == ["contradicted"], latent),
+    }
+
+
 def _failing(gates: tuple[str, ...]) -> Callable[[AuditReport], Checks]:
     def check(report: AuditReport) -> Checks:
         failed = sorted({g.id for g in report.gates if not g.passed})
@@ -99,6 +110,7 @@ MUST_HOLD: dict[str, Callable[[AuditReport], Checks]] = {
     "random weights": _knows_nothing,
     "noise": _knows_nothing,
     "partly relearned": _knows_some,
+    "entailed": _worked_out,
     "one gold": _failing(("G8",)),
     "twenty facts": _failing(("G3", "G5")),
     "two candidates": _failing(("G3", "G5")),
