@@ -6,11 +6,15 @@ from sae_lens.saes.sae import SAEMetadata
 
 from tests.bench.planted import sparse_rows, write
 from workbench.activations import harvest
+from workbench.audit import AuditConfig, audit
+from workbench.audit.attacks import AttackConfig, Perturbing, attacks
+from workbench.audit.views import View
+from workbench.experiments.known_models.narrow import few_facts
 from workbench.facts import load_facts
 from workbench.hooks import Site, edited
 from workbench.interventions import Clamp
 from workbench.locate import locate
-from workbench.models import load_model, recall
+from workbench.models import load_golds, load_model, recall
 from workbench.sae import TrainConfig, train_sae
 from workbench.sae.config import CLASSES, new_sae
 from workbench.sae.load import bundled_saes, load_sae
@@ -71,3 +75,38 @@ def test_harvest_is_that_of_the_cpu(tmp_path):
         (acts,) = harvest(model, texts, Site(1), tmp_path / device, progress=False)
         rows[device] = acts.rows()
     torch.testing.assert_close(rows["cuda"], rows["cpu"], atol=1e-2, rtol=1e-2)
+
+
+def test_quick_audit_is_that_of_the_cpu(tmp_path):
+    target, found = load_facts("valley").target("toxins"), {}
+    for device in ("cpu", "cuda"):
+        model, sae = load_model("valley", device=device), load_sae(bundled_saes()[0], device=device)
+        edit = Clamp(sae, locate(model, sae, target, 32, "frequency").features, -1.0)
+        found[device] = audit(
+            model,
+            edit,
+            target,
+            load_golds(device=device),
+            AuditConfig("quick", workers=1),
+            cache=tmp_path / device,
+        )
+    cpu, cuda = found["cpu"], found["cuda"]
+    assert cuda.card.env["device"].startswith("cuda")
+    assert cuda.verdict.primary == cpu.verdict.primary
+    for a, b in zip(cuda.endpoints, cpu.endpoints, strict=True):
+        assert (a.id, a.valid, a.recovered) == (b.id, b.valid, b.recovered)
+        assert a.rho == pytest.approx(b.rho, abs=0.05)
+
+
+@pytest.mark.parametrize("name", [f"W{i}" for i in range(1, 11)])
+def test_attacks_do_what_they_do_on_the_cpu(name):
+    target, found = few_facts(load_facts("valley").target("toxins"), 60), {}
+    doses = Perturbing(bits=(4,), sparsities=(0.3,), sigmas=(0.05,), draws=1, n_soft=(1,))
+    config = AttackConfig((name,), (1e-3,), (0, 4), 1, savings_steps=(0, 4), perturbing=doses)
+    for device in ("cpu", "cuda"):
+        view = View("original", "", load_model("valley", device=device))
+        jobs = attacks(target, config)
+        found[device] = {k: s for job in jobs.values() for k, s in job(view).items()}
+    assert found["cpu"].keys() == found["cuda"].keys() and found["cpu"]
+    for key, scores in found["cpu"].items():
+        assert found["cuda"][key].mean == pytest.approx(scores.mean, abs=0.1), key
