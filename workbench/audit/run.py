@@ -17,6 +17,7 @@ from workbench.audit.admit import (
     require_unseen,
 )
 from workbench.audit.attacks import attacks
+from workbench.audit.attacks.quantise import rounded_alike
 from workbench.audit.concepts import HigherOrder, concept_info, concept_job, require_held_out
 from workbench.audit.derivation import derivation
 from workbench.audit.dual_use import mass_job
@@ -322,7 +323,12 @@ def _card(
                 tuple(f"{type(e).__name__} at {e.site.name}" for e in edited.edits),
                 getattr(filters[0], "__name__", type(filters[0]).__name__) if filters else "",
                 identical,
-                WeightDelta(delta.changed_tensors, delta.rel_fro, delta.max_rank),
+                WeightDelta(
+                    delta.changed_tensors,
+                    delta.rel_fro,
+                    delta.max_rank,
+                    _alike(edited.model, original.model, config),
+                ),
             ),
             tuple(
                 ModelInfo(hashes[v.role, ""], v.role, recipes[int(v.role.removeprefix("gold-"))])
@@ -342,6 +348,13 @@ def _card(
             "device": str(next(original.model.parameters()).device),
         },
     )
+
+
+def _alike(edited: Any, original: Any, config: AuditConfig) -> dict[str, float]:
+    if "W5" not in config.attacks.names or weights_sha256(edited) == weights_sha256(original):
+        return {}
+    bits = config.attacks.perturbing.bits
+    return {f"{n}": rounded_alike(edited, original, n) for n in bits}
 
 
 def _target_info(target: Target, prevents: str) -> TargetInfo:

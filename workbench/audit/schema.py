@@ -97,11 +97,17 @@ class TargetInfo(_Closed):
 
 @dataclass(frozen=True)
 class WeightDelta(_Closed):
-    """H0: how far the edited weights are from the original's."""
+    """H0: how far the edited weights are from the original's.
+
+    Attributes:
+        alike_in_bits: by number of bits of W5, the share of the blocks' weights that are the same
+            after rounding both models; at 1, rounding undoes the edit.
+    """
 
     changed_tensors: int
     rel_fro: float
     max_rank: int
+    alike_in_bits: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

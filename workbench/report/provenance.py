@@ -52,7 +52,11 @@ def _models(report: AuditReport) -> Html:
             ", ".join((*edited.hooks, *([f"filter {edited.filter}"] if edited.filter else [])))
             or "weights alone",
             f"{delta.changed_tensors} tensors changed, {brief(delta.rel_fro)} of the norm, rank "
-            f"{delta.max_rank}",
+            f"{delta.max_rank}"
+            + "".join(
+                f"; {share:.0%} of the weights alike in {bits} bits"
+                for bits, share in delta.alike_in_bits.items()
+            ),
         ],
     ]
     hashes = [models.original.sha256, edited.sha256]
