@@ -1,6 +1,7 @@
 """The README's Python lines run as they stand."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,6 @@ def test_every_command_of_the_readme_is_known_to_the_command_line():
     lines = text.strip().splitlines()
     assert len(lines) >= 14
     for line in lines:
-        words = line.split()[1:]
+        words = shlex.split(line)[1:]
         wanted = "verify" if words[:2] == ["audit", "verify"] else words[0]
         assert parsed(words).command == wanted
