@@ -8,7 +8,18 @@ from typing import Any, get_args
 import pytest
 
 from workbench.audit import derivation, hook_summary, summary, verdict
-from workbench.audit.schema import Claim, Gate, Measurement, Primary
+from workbench.audit.schema import (
+    AuditReport,
+    Claim,
+    Concept,
+    ConceptInfo,
+    Gap,
+    Gate,
+    LeakRow,
+    Measurement,
+    Primary,
+    ShadowAttack,
+)
 from workbench.report import write_html
 from workbench.report.card import ICONS
 from workbench.report.markup import MINUS, interval, number, p_value, yes
@@ -235,3 +246,34 @@ def test_report_saved_and_reopened_gives_the_same_page(report, tmp_path) -> None
     again = type(report).open(report.save(tmp_path / "saved"))
     texts = [write_html(r, tmp_path / n).read_text() for r, n in ((report, "a"), (again, "b"))]
     assert texts[0] == texts[1]
+
+
+def test_what_passes_the_sae_by_stands_on_the_card(report: AuditReport, tmp_path: Path) -> None:
+    assert report.hooks is not None
+    shares = {"edit 1": (0.41, 0.3, 0.5), "edit 2": (0.2, 0.1, 0.3)}
+    shown = replace(report, hooks=replace(report.hooks, error_share=shares))
+    page = write_html(shown, tmp_path).read_text()
+    card = page[page.index('class="verdict') : page.index("<h3>Reasons")]
+    assert "41% [0.30, 0.50] of the target" in card
+    assert "Past the SAE" not in write_html(report, tmp_path).read_text()
+
+
+def test_a_concept_and_shadows_are_shown_as_text(report: AuditReport, tmp_path: Path) -> None:
+    nasty = "<img src=x onerror=alert(1)>"
+    info = ConceptInfo(nasty, f"{nasty} in the text it says so", 0.8, 2)
+    found = Concept(30, 0.8, {"Eh": 0.1}, (0.5, 0.6), Gap(-0.7, -0.8, -0.6), f"{nasty} fell")
+    leak = LeakRow("loss_nats", "", Gap(0.6, 0.5, 0.7), 0.9, (0.5, 0.5), None, None, True)
+    attack = ShadowAttack("", 0.7, 0.3, 0.1, 0.25, 500, 8, 8, leaks=True)
+    shown = replace(
+        report,
+        card=replace(report.card, concept=info),
+        concept=found,
+        leaks=(leak,),
+        shadows=attack,
+    )
+    page = write_html(shown, tmp_path).read_text()
+    assert nasty not in page
+    assert "&lt;img src=x onerror=alert(1)&gt; fell" in page
+    assert "8 and 8" in page and "kappa 0.80, 2 of them" in page
+    none = write_html(replace(shown, shadows=None), tmp_path).read_text()
+    assert "No shadow models were given" in none

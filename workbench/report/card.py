@@ -2,7 +2,7 @@
 
 from workbench.audit.endpoints import RECOVERED_RHO
 from workbench.audit.schema import AuditReport, EditedInfo
-from workbench.report.markup import Html, html, listed, note, number, small, table, terms
+from workbench.report.markup import Html, html, interval, listed, note, number, small, table, terms
 from workbench.report.roles import usable
 from workbench.report.words import ACCESS, CLAIMS, FLAGS, PRIMARY
 
@@ -59,6 +59,11 @@ def _facts(report: AuditReport) -> list[tuple[str, str]]:
         ("Golds", f"{len(card.models.gold)} models that never knew"),
         ("Battery", f"{report.battery_version}, profile {card.profile}"),
     ]
+    shares = report.hooks.error_share.values() if report.hooks else ()
+    if shares:
+        most = max(shares, key=lambda share: share[0])
+        told = f"{most[0]:.0%} {interval(most[1], most[2])} of the target's log-probability"
+        facts.append(("Past the SAE, in its error", told))
     if v.partial_share is not None:
         facts.append(("Facts left whole", f"{v.partial_share:.0%}"))
     return facts
