@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +18,16 @@ from workbench.audit.store import load_scores, save_scores, value_sha256
 from workbench.audit.views import Found, Measure, View
 from workbench.errors import DataError
 from workbench.models.copies import copied
-from workbench.models.load import weights_sha256
+from workbench.models.load import versions, weights_sha256
+from workbench.models.score import device_of
 
 Name = tuple[str, str]
+
+
+@cache
+def _libraries() -> dict[str, str]:
+    """Versions of those that decide what a job measures."""
+    return {**versions(), **{name: version(name) for name in ("peft", "sae-lens")}}
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,8 @@ class Keys:
             return None
         weights, original = self.weights[view.role, view.view], self.weights["original", ""]
         rest = [self.controls if on_controls else "", original if job.startswith("probes") else ""]
-        content = json.dumps([self.plan_sha256, weights, edits, job, torch.__version__, *rest])
+        parts = [weights, edits, job, _libraries(), device_of(view.model).type, *rest]
+        content = json.dumps([self.plan_sha256, *parts])
         name = hashlib.sha256(content.encode()).hexdigest()
         return self.folder / weights[:16] / f"{name[:32]}.parquet"
 

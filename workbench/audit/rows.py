@@ -24,6 +24,8 @@ def make_rows(
     rows = []
     for (role, view), found in measured.items():
         for key, scores in found.items():
+            if not len(scores.values):
+                continue  # a fold without facts
             at = entity_interval(scores, seed)
             rows.append(
                 Measurement(

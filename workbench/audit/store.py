@@ -72,18 +72,19 @@ def cache_folder() -> Path:
 
 def battery_sha256() -> str:
     """Hash of the source of the whole audit, and of all that it measures with."""
-    return _source_sha256("audit", "facts", "hooks", "interventions", "models")
+    return source_sha256("audit", "facts", "hooks", "interventions", "models")
 
 
 def measuring_sha256() -> str:
     """Hash of the source that decides what a job measures: finished jobs are kept under it."""
     rooms = ("attacks", "probes", "questions", "calling.py", "hook_checks.py", "rotation.py")
-    return _source_sha256(
+    return source_sha256(
         *(f"audit/{r}" for r in rooms), "facts", "hooks", "interventions", "models"
     )
 
 
-def _source_sha256(*places: str) -> str:
+def source_sha256(*places: str) -> str:
+    """Hash of the source in these rooms and files of the package."""
     root, digest = Path(__file__).parent.parent, hashlib.sha256()
     for place in places:
         files = sorted((root / place).rglob("*.py")) or [root / place]

@@ -1,5 +1,6 @@
 """Audits of models whose truth is known: whether the verdicts are right, with the evidence."""
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +14,8 @@ import torch
 
 from workbench.artifacts import write_json
 from workbench.audit import AuditConfig, AuditReport, audit
-from workbench.audit.store import battery_sha256
+from workbench.audit.plan import target_sha256
+from workbench.audit.store import battery_sha256, source_sha256
 from workbench.errors import WorkbenchError
 from workbench.experiments.known_models import (
     CASES,
@@ -27,7 +29,7 @@ from workbench.experiments.known_models import (
 from workbench.facts import load_facts
 from workbench.facts.target import Target
 from workbench.interventions import random_controls
-from workbench.models import load_golds, load_model
+from workbench.models import load_golds, load_model, weights_sha256
 
 Say = Callable[[str], None]
 TRAPS: dict[tuple[str, str], Callable[..., Trap]] = {
@@ -59,8 +61,8 @@ def run(config: CalibrateConfig, out: Path | str, say: Say = lambda line: None) 
     """Builds each case, audits it by the standard profile and compares verdict with truth.
 
     `out/calibration.json` holds one entry per case and seed, `{case, expected, verdict, flags,
-    seed, ok, evidence}`; what stands there from the same battery is not done again, so that a run
-    can be interrupted and goes on.
+    seed, ok, evidence}`; what stands there from the same battery, cases, facts and models is not
+    done again, so that a run can be interrupted and goes on.
 
     Raises:
         WorkbenchError: a case that does not exist.
@@ -68,7 +70,7 @@ def run(config: CalibrateConfig, out: Path | str, say: Say = lambda line: None) 
     file = Path(out) / "calibration.json"
     target = load_facts(config.world).target(config.target)
     original, golds = load_model(config.world), load_golds(config.world)
-    battery, entries = battery_sha256(), []
+    battery, entries = _made_with(target, original, golds), []
     kept = json.loads(file.read_text()) if file.is_file() else []
     done = {(e["case"], e["seed"]): e for e in kept if e["battery"] == battery}
     cases, traps = chosen(config.cases)
@@ -91,6 +93,13 @@ def run(config: CalibrateConfig, out: Path | str, say: Say = lambda line: None) 
         write_json(file, [*entries, *done.values()])
     say(f"\n{table(entries)}\n\n{file}")
     return entries
+
+
+def _made_with(target: Target, original: Any, golds: Sequence[Any]) -> str:
+    """Hash of all that an entry rests on: the battery, what builds edits, the facts, the models."""
+    models = [weights_sha256(model) for model in (original, *golds)]
+    parts = [battery_sha256(), source_sha256("experiments", "locate", "sae"), target_sha256(target)]
+    return hashlib.sha256(json.dumps([*parts, *models]).encode()).hexdigest()
 
 
 def chosen(
