@@ -56,6 +56,14 @@ def test_view_without_edits_finds_nothing(original: Any, club: Target) -> None:
     assert all(job(View("original", "", original)) == {} for job in jobs.values())
 
 
+def test_parts_are_not_read_without_other_entities_to_learn_from(
+    original: Any, club: Target
+) -> None:
+    alone = replace(club, retain=dict.fromkeys(club.retain, ()))
+    assert check("H2", original, alone, Act(LAST, lambda x: x, WHOLE)) == {}
+    assert check("H2", original, club, Act(LAST, lambda x: x, WHOLE)) != {}
+
+
 def test_stream_before_an_honest_hook_is_the_same(original: Any, club: Target) -> None:
     found = check("H1", original, club, Act(LAST, torch.zeros_like))
     assert set(found) == {Key("H1", "F", "equal", f"layer {layer}") for layer in (0, 1)}

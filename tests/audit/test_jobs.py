@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from workbench.audit import AuditConfig, audit
 from workbench.audit.jobs import Jobs, Keys, repeated
@@ -125,6 +126,20 @@ def test_names_change_with_weights_edits_plan_and_job(
     assert len({first, *others}) == 4
     assert path(original, "plan", "one", edits=(blank,)) is None
     assert path(original, "plan", "one", filter=lambda text: True) is None
+
+
+def test_names_change_with_the_libraries_and_the_device(
+    original: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = jobs(original, tmp_path, Counted())
+    view, found = made.asked[-1][0], set()
+    from workbench.audit import jobs as room
+
+    for libraries, device in (("1", "cpu"), ("2", "cpu"), ("1", "cuda"), ("1", "cpu")):
+        monkeypatch.setattr(room, "_libraries", lambda version=libraries: {"peft": version})
+        monkeypatch.setattr(room, "device_of", lambda _, kind=device: torch.device(kind))
+        found.add(made.keys.path(view, "one"))
+    assert len(found) == 3
 
 
 def test_foreign_edits_are_measured_each_time(original: Any, blank: Any, tmp_path: Path) -> None:

@@ -9,12 +9,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from tests.audit.synthetic import Synthetic
 from workbench.audit import AuditReport, verify
 from workbench.audit.judge import judge
+from workbench.audit.statistics import Key, Scores
 from workbench.audit.store import load_scores, save_scores
 from workbench.audit.verify import invariants
 from workbench.errors import AuditError, WorkbenchError
@@ -55,6 +57,13 @@ def once(report: AuditReport, again: AuditReport, monkeypatch: pytest.MonkeyPatc
 def test_report_that_follows_from_its_scores_is_verified(saved: Path, report: AuditReport) -> None:
     assert verify(saved) == report
     assert verify(str(saved)).content() == report.content()
+
+
+def test_a_fold_without_facts_has_no_row_and_is_verified(tmp_path: Path) -> None:
+    empty = Key("P2", "S", "hit", "forget, layer 0, last", 0)
+    found = WORLD.report({**WORLD.found(7), empty: Scores(np.zeros(0), ())})
+    assert verify(found.save(tmp_path)) == found
+    assert not [r for r in found.rows if (r.endpoint, r.subset) == ("P2", "S")]
 
 
 def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:

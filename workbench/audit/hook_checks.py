@@ -176,6 +176,8 @@ def _streams(
 def _split(view: View, target: Target) -> Found:
     found: Found = {}
     carrying = [i for i, edit in enumerate(view.edits) if sae_of(edit) is not None]
+    if not all(target.retain.get(name) for name in ("R_tr", "R_va")):
+        return {}  # readers are fitted on other entities, as everywhere
     for order, i in enumerate(carrying):
         suffix = f", edit {order + 1}" if order else ""
         found |= _split_at(view, target, i, suffix)

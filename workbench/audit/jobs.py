@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +21,20 @@ from workbench.audit.store import load_scores, save_scores, value_sha256
 from workbench.audit.views import Found, Measure, View
 from workbench.errors import DataError
 from workbench.models.copies import copied
-from workbench.models.load import weights_sha256
+from workbench.models.load import versions, weights_sha256
+from workbench.models.score import device_of
 
 Name = tuple[str, str]
 
 
 ON_ORIGINAL = ("probes", "P10", "P11", "P12", "P13")
 """Jobs that read the original beside the model they measure."""
+
+
+@cache
+def _libraries() -> dict[str, str]:
+    """Versions of those that decide what a job measures."""
+    return {**versions(), **{name: version(name) for name in ("peft", "sae-lens")}}
 
 
 @dataclass(frozen=True)
@@ -55,7 +64,8 @@ class Keys:
             return None
         weights, original = self.weights[view.role, view.view], self.weights["original", ""]
         rest = [beside, original if job.startswith(ON_ORIGINAL) else ""]
-        content = json.dumps([self.plan_sha256, weights, edits, job, torch.__version__, *rest])
+        parts = [weights, edits, job, _libraries(), device_of(view.model).type, *rest]
+        content = json.dumps([self.plan_sha256, *parts])
         name = hashlib.sha256(content.encode()).hexdigest()
         return self.folder / weights[:16] / f"{name[:32]}.parquet"
 

@@ -26,6 +26,8 @@ def make_rows(
         for key, scores in found.items():
             if key[0] == "damage" and key.metric == "logp_nats":
                 continue  # one per candidate: divergence is made of them
+            if not len(scores.values):
+                continue  # a fold without facts
             at = entity_interval(scores, seed)
             rows.append(
                 Measurement(

@@ -74,7 +74,7 @@ def cache_folder() -> Path:
 def battery_sha256() -> str:
     """Hash of the source of the whole audit, and of all that it measures with."""
     rooms = ("audit", "facts", "hooks", "interventions", "models")
-    return _source_sha256(*rooms, *(("audit/metacheck.json",) if SHIPPED.is_file() else ()))
+    return source_sha256(*rooms, *(("audit/metacheck.json",) if SHIPPED.is_file() else ()))
 
 
 def measuring_sha256() -> str:
@@ -84,12 +84,13 @@ def measuring_sha256() -> str:
         *("concepts.py", "dual_use.py", "hook_bypass.py", "hook_checks.py", "hook_error.py"),
         *("privacy.py", "rotation.py"),
     )
-    return _source_sha256(
+    return source_sha256(
         *(f"audit/{r}" for r in rooms), "facts", "hooks", "interventions", "models"
     )
 
 
-def _source_sha256(*places: str) -> str:
+def source_sha256(*places: str) -> str:
+    """Hash of the source in these rooms and files of the package."""
     root, digest = Path(__file__).parent.parent, hashlib.sha256()
     for place in places:
         files = sorted((root / place).rglob("*.py")) or [root / place]

@@ -1,5 +1,6 @@
 """Audits of models whose truth is known: whether the verdicts are right, with the evidence."""
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +14,8 @@ import torch
 
 from workbench.artifacts import write_json
 from workbench.audit import AuditConfig, AuditReport, audit
-from workbench.audit.store import battery_sha256, cache_folder
+from workbench.audit.plan import target_sha256
+from workbench.audit.store import cache_folder, source_sha256
 from workbench.errors import WorkbenchError
 from workbench.experiments import metacheck
 from workbench.experiments.known_models import (
@@ -30,7 +32,7 @@ from workbench.experiments.known_models.tables import signature, table
 from workbench.facts import load_facts
 from workbench.facts.target import Target
 from workbench.interventions import random_controls
-from workbench.models import load_golds, load_model
+from workbench.models import load_golds, load_model, weights_sha256
 
 Say = Callable[[str], None]
 TRAPS: dict[tuple[str, str], Callable[..., Trap]] = {
@@ -66,9 +68,9 @@ def run(config: CalibrateConfig, out: Path | str, say: Say = lambda line: None) 
     """Builds each case, audits it by the standard profile and compares verdict with truth.
 
     `out/calibration.json` holds one entry per case and seed, `{case, expected, verdict, flags,
-    seed, ok, evidence}`; what stands there from the same battery is not done again, so that a run
-    can be interrupted and goes on. With every case, `out/metacheck.json` tells how well each
-    endpoint keeps models apart.
+    seed, ok, evidence}`; what stands there from the same battery, cases, facts and models is not
+    done again, so that a run can be interrupted and goes on. With every case, `out/metacheck.json`
+    tells how well each endpoint keeps models apart.
 
     Raises:
         WorkbenchError: a case that does not exist.
@@ -76,7 +78,7 @@ def run(config: CalibrateConfig, out: Path | str, say: Say = lambda line: None) 
     file = Path(out) / "calibration.json"
     target = load_facts(config.world).target(config.target)
     original, golds = load_model(config.world), load_golds(config.world)
-    battery, entries = battery_sha256(), []
+    battery, entries = _made_with(target, original, golds), []
     kept = json.loads(file.read_text()) if file.is_file() else []
     done = {(e["case"], e["seed"]): e for e in kept if e["battery"] == battery}
     cases, traps = chosen(config.cases, config.all)
@@ -98,7 +100,7 @@ def run(config: CalibrateConfig, out: Path | str, say: Say = lambda line: None) 
         entries.append(entry)
         write_json(file, [*entries, *done.values()])
     say(f"\n{table(entries)}\n\n{file}")
-    if config.all:
+    if config.all and not config.cases:
         say(f"\nρ by case, medians:\n{signature(entries)}")
         say(f"\nhow well each endpoint tells:\n{_meta(entries, battery, Path(out))}")
     return entries
@@ -110,6 +112,20 @@ def _meta(entries: Sequence[Entry], battery: str, out: Path) -> str:
     about = {"battery": battery, "date": max(e["date"] for e in entries)}
     write_json(out / "metacheck.json", {**about, "endpoints": metacheck.rows(checked)})
     return metacheck.table(checked)
+
+
+ROOMS = ("audit", "experiments", "facts", "hooks", "interventions", "locate", "models", "sae")
+"""Source that an entry rests on."""
+
+
+def _made_with(target: Target, original: Any, golds: Sequence[Any]) -> str:
+    """Hash of all that an entry rests on: the source, the facts, the models.
+
+    Not the table of `metacheck`, which is made of entries.
+    """
+    models = [weights_sha256(model) for model in (original, *golds)]
+    parts = [source_sha256(*ROOMS), target_sha256(target), *models]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def chosen(
