@@ -425,7 +425,8 @@ def _audit(args: argparse.Namespace) -> None:
     require_replaceable(args.out)
     target = load_facts(args.facts).target(args.target)
     config = AuditConfig(args.profile, args.seed, args.workers)
-    plan = make_plan(target, config)
+    concept = read_concept(args.concept) if args.concept else None
+    plan = make_plan(target, config, concept)
     fixed = args.out.with_name(f"{args.out.name}-plan.json")
     write_json(fixed, plan)  # before the edited model is opened
     _say(f"plan: {fixed}, hash {plan_sha256(plan)[:12]}")
@@ -441,7 +442,7 @@ def _audit(args: argparse.Namespace) -> None:
         controls=random_controls(edits, 2 if args.profile == "quick" else 5),
         plan_hash=plan_sha256(plan),
         prevents=args.prevents,
-        concept=read_concept(args.concept) if args.concept else None,
+        concept=concept,
         shadows=(
             [load_model(m) for m in args.shadows_unlearned],
             [load_model(m) for m in args.shadows_retrained],

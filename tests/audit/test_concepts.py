@@ -10,12 +10,14 @@ import pytest
 from workbench.audit.concepts import (
     KEY,
     HigherOrder,
+    Probe,
     agreement,
     concept_job,
     kappa,
     make_concept,
     read_concept,
     require_held_out,
+    require_words,
 )
 from workbench.audit.reading import Cast
 from workbench.audit.schema import ConceptInfo
@@ -65,6 +67,7 @@ def broken(change: Any) -> dict[str, Any]:
         (content(colour="red"), "no readable concept"),
         (broken(lambda c: c["probes"][2].update(expresses={"ann": [1, 0]})), "annotators in every"),
         (broken(lambda c: c["probes"][2].update(answers=["bad"])), "1 answers: wanted two or more"),
+        (broken(lambda c: c["probes"][2].update(prompt="{} is")), "no place for a name"),
     ],
 )
 def test_what_is_no_concept_is_refused_with_the_reason(
@@ -120,18 +123,22 @@ def test_probability_of_what_expresses_it_among_the_answers(
 def test_answers_in_dispute_are_left_out(original: Any, club: Target) -> None:
     probe = {"prompt": "what is", "answers": ["a", "b"]}
     split = {"ann": (True, False), "bob": (False, True)}
-    from workbench.audit.concepts import Probe
-
     concept = HigherOrder("odd", DEFINITION, (Probe(**probe, expresses=split),))
     (job,) = concept_job(concept).values()
     assert len(job(View("original", "", original))[KEY].values) == 0
     assert agreement(concept) == -1.0
 
 
+def test_words_that_the_model_cannot_read_are_refused(original: Any, asked: HigherOrder) -> None:
+    require_words(asked, original.tokenizer)
+    labels = {"x": (True, False), "y": (True, False)}
+    strange = Probe(asked.probes[0].prompt, ("zyzzyva", "quux"), labels)
+    with pytest.raises(DataError, match="lacks words of 2 prompts or answers, such as 'zyzzyva'"):
+        require_words(HigherOrder("odd", DEFINITION, (strange,)), original.tokenizer)
+
+
 def test_prompts_that_were_trained_on_are_refused(club: Target, asked: HigherOrder) -> None:
     require_held_out(asked, club.facts)
-    from workbench.audit.concepts import Probe
-
     text = club.facts.corpus[0].text
     told = Probe(text[:20], ("a", "b"), {"x": (True, False), "y": (True, False)})
     with pytest.raises(DataError, match="stand in the training texts"):
@@ -143,7 +150,7 @@ def said(value: float) -> Found:
 
 
 def test_the_sentence_says_how_far_outputs_fell_and_nothing_more() -> None:
-    about = ConceptInfo("danger", DEFINITION, 0.9, 2)
+    about = ConceptInfo("", "danger", DEFINITION, 0.9, 2)
     cast = Cast(said(0.5), said(0.8), (said(0.6),))
     found = make_concept({"O": said(0.8), "Eh": said(0.5), "Es": said(0.1)}, cast, about, 0)
     assert found is not None
@@ -153,6 +160,6 @@ def test_the_sentence_says_how_far_outputs_fell_and_nothing_more() -> None:
     assert found.golds == pytest.approx((0.6,))
     rose = make_concept({"Eh": said(0.9)}, Cast(said(0.9), said(0.8), ()), about, 0)
     assert rose is not None and "did not measurably fall" in rose.sentence
-    vague = make_concept({}, cast, ConceptInfo("danger", DEFINITION, 0.1, 2), 0)
+    vague = make_concept({}, cast, ConceptInfo("", "danger", DEFINITION, 0.1, 2), 0)
     assert vague is not None and "annotators agree little" in vague.sentence
     assert make_concept({}, cast, None, 0) is None

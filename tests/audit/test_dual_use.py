@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from workbench.audit.dual_use import dual_cost, feature_share_retain, features_of, mass_job
+from workbench.audit.dual_use import changed_features, dual_cost, feature_share_retain, mass_job
 from workbench.audit.statistics import Key, Scores
 from workbench.audit.views import Found, View
 from workbench.errors import AuditError
@@ -71,11 +71,15 @@ def test_mass_is_per_token_of_the_features_that_the_edit_changes(
     assert job(View("original", "", original)) == {}
 
 
-def test_features_are_found_inside_a_gate() -> None:
-    two = [SimpleNamespace(features=torch.tensor(f)) for f in ([3, 1], [1, 5])]
-    wrapped = SimpleNamespace(edit=SimpleNamespace(edits=two))
-    assert features_of(wrapped).tolist() == [1, 3, 5]
-    assert features_of(SimpleNamespace()) is None
+def test_features_are_found_inside_a_gate_each_with_its_own_sae() -> None:
+    parts = [
+        SimpleNamespace(sae=name, features=torch.tensor(f))
+        for name, f in (("narrow", [3, 1]), ("wide", [900]))
+    ]
+    wrapped = SimpleNamespace(edit=SimpleNamespace(edits=parts), sae="the gate's own")
+    found = [(sae, f.tolist()) for sae, f in changed_features(wrapped)]
+    assert found == [("narrow", [3, 1]), ("wide", [900])]
+    assert list(changed_features(SimpleNamespace())) == []
 
 
 def test_cost_counts_losses_and_no_gains() -> None:

@@ -97,7 +97,7 @@ def roles(shift: float, shadows: int = 8) -> dict[tuple[str, str], Found]:
 
 def attack(models: dict[tuple[str, str], Found]) -> ShadowAttack | None:
     edited = models["edited", "deployed"]
-    return make_shadows(models, Cast(edited, edited, ()))
+    return make_shadows(models, Cast(edited, edited, ()), 0)
 
 
 def test_report_says_whether_shadows_tell_the_edited_model_from_golds() -> None:
@@ -113,4 +113,4 @@ def test_report_says_why_shadows_say_nothing_and_is_silent_without_any() -> None
     assert few is not None and "wanted 8 or more of each" in few.why
     assert few.auc is None and not few.leaks
     assert attack({k: v for k, v in roles(2.0).items() if k[0] in ("edited", "gold-0")}) is None
-    assert make_shadows({}, Cast({}, {}, ())) is None
+    assert make_shadows({}, Cast({}, {}, ()), 0) is None

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 from workbench.audit.probes.copies import random_init
 from workbench.audit.probes.depth import (
     Patch,
+    Removal,
     cka,
     depth_job,
     drift_job,
@@ -51,27 +53,40 @@ def test_model_of_another_basis_is_refused_by_what_it_costs_retained_facts(
     original: Any, club: Target, golds: list[Any]
 ) -> None:
     jobs = depth_job(club, View("original", "", original))
-    by_subset = {}
+    lost = {}
     for name, model in (("gold", golds[0]), ("random", random_init(original))):
         found = measured(jobs, model)
         for subset in ("F", "R_te"):
-            by_subset[name, subset] = {
-                n: found[Key("P10", subset, "lost_nats", f"layer {n}")].mean for n in range(3)
-            }
-    assert max(by_subset["gold", "R_te"].values()) > 0.1
-    assert (
-        removal_depth(by_subset["random", "F"], by_subset["gold", "F"], by_subset["gold", "R_te"])
-        is None
-    )
+            keys = [Key("P10", subset, "lost_nats", f"layer {n}") for n in range(3)]
+            lost[name, subset] = np.stack([found[key].values for key in keys])
+    gate = lost["gold", "R_te"].mean(1)
+    assert gate.max() > 0.1
+    told = removal_depth(lost["random", "F"], lost["gold", "F"], gate)
+    assert told.value is None and "basis is another one" in told.why
+
+
+def rows(*layers: float | list[float]) -> np.ndarray:
+    """Layers by facts; one number stands for two facts alike."""
+    return np.array([[x, x] if isinstance(x, float) else x for x in layers])
 
 
 def test_depth_is_worked_out_by_hand() -> None:
-    gold, gate = {0: 0.01, 1: 1.0, 2: 3.0}, {0: 5.0, 1: 0.05, 2: -0.05}
-    assert removal_depth({0: 9.0, 1: 0.0, 2: 0.0}, gold, gate) == 0
-    assert removal_depth({0: 0.0, 1: 1.0, 2: 9.0}, gold, gate) == 1
-    assert removal_depth({0: 0.0, 1: 0.5, 2: -1.0}, gold, gate) == pytest.approx(0.5 / 4)
-    assert removal_depth(gold, {0: 0.01, 1: 0.0, 2: 0.05}, gate) is None
-    assert removal_depth(gold, gold, {**gate, 2: 0.2}) is None
+    gold, gate = rows(0.01, 1.0, 3.0), np.array([5.0, 0.05, -0.05])
+    assert removal_depth(rows(9.0, 0.0, 0.0), gold, gate) == Removal(0.0, 1.0)
+    assert removal_depth(rows(0.0, 1.0, 9.0), gold, gate) == Removal(1.0, 1.0)
+    found = removal_depth(rows(0.0, 0.5, -1.0), gold, gate)
+    assert found.value == pytest.approx(0.5 / 4)
+    none = removal_depth(gold, rows(0.01, 0.0, 0.05), gate)
+    assert none.value is None and "no layer of the golds" in none.why
+    other = removal_depth(gold, gold, np.array([5.0, 0.05, 0.2]))
+    assert other.value is None and "basis is another one" in other.why
+
+
+def test_depth_of_one_fact_does_not_stand_for_that_of_another() -> None:
+    """Twice a gold's loss on one fact and none on the other is half removed, not whole."""
+    gold, gate = rows(5.0), np.array([0.0])
+    assert removal_depth(rows([10.0, 0.0]), gold, gate) == Removal(0.5, 1.0)
+    assert removal_depth(rows([10.0, 7.0]), rows([5.0, 0.02]), gate) == Removal(1.0, 0.5)
 
 
 def test_patch_starts_where_it_is_told_to() -> None:

@@ -29,7 +29,7 @@ ATTACK = "<script>alert(1)</script>"
 FIXED = {
     *PRIMARY, *CLAIMS, *SETS, *ACCESS, "deployed", "weights", "observed", "confirmatory",
     "secondary", "supported", "contradicted", "not_tested", "not_testable", "standard", "gold",
-    "S", "T", "nothing", "audit/1", "", *(f"{x}{i}" for x in "BPWMGN" for i in range(16)),
+    "S", "T", "nothing", "audit/2", "", *(f"{x}{i}" for x in "BPWMGN" for i in range(16)),
 }  # fmt: skip
 
 
@@ -260,7 +260,7 @@ def test_what_passes_the_sae_by_stands_on_the_card(report: AuditReport, tmp_path
 
 def test_a_concept_and_shadows_are_shown_as_text(report: AuditReport, tmp_path: Path) -> None:
     nasty = "<img src=x onerror=alert(1)>"
-    info = ConceptInfo(nasty, f"{nasty} in the text it says so", 0.8, 2)
+    info = ConceptInfo("ab", nasty, f"{nasty} in the text it says so", 0.8, 2)
     found = Concept(30, 0.8, {"Eh": 0.1}, (0.5, 0.6), Gap(-0.7, -0.8, -0.6), f"{nasty} fell")
     leak = LeakRow("loss_nats", "", Gap(0.6, 0.5, 0.7), 0.9, (0.5, 0.5), None, None, True)
     attack = ShadowAttack("", 0.7, 0.3, 0.1, 0.25, 500, 8, 8, leaks=True)

@@ -131,15 +131,25 @@ def require_apart(views: Sequence[View], hashes: dict[tuple[str, str], str]) -> 
 
 
 def require_unseen(views: Sequence[View], hashes: Mapping[tuple[str, str], str]) -> None:
-    """Raises AuditError if a shadow model is one of the models that are tested."""
-    tested = {
-        hashes[v.role, v.view]: v.role
-        for v in views
-        if v.role == "edited" or v.role.startswith("gold-")
-    }
-    for view in views:
-        is_shadow = view.role.partition("-")[0] in SHADOW_ROLES
-        if is_shadow and (same := tested.get(hashes[view.role, view.view])):
+    """Refuses a shadow model that is another one of the models, or given twice.
+
+    Raises:
+        AuditError: says which, or that a model edited by hooks has no shadows that are like it.
+    """
+    shadows = [v for v in views if v.role.partition("-")[0] in SHADOW_ROLES]
+    if shadows and any(v.edits or v.filter is not None for v in views):
+        raise AuditError(
+            "shadow models with an edit by hooks or a filter: shadows are read as they are, and "
+            "would not be edited alike; leave them out, or audit edited weights"
+        )
+    apart = (*SHADOW_ROLES, "random", "permuted")
+    others = [v for v in views if v.role.partition("-")[0] not in apart]
+    seen = {hashes[v.role, v.view]: v.role for v in others}
+    for view in shadows:
+        sha256 = hashes[view.role, view.view]
+        if sha256 in seen:
             raise AuditError(
-                f"shadow {view.role} has the weights of {same}: wanted models that are not tested"
+                f"shadow {view.role} has the weights of {seen[sha256]}: wanted models that are "
+                "neither tested nor given twice"
             )
+        seen[sha256] = view.role

@@ -67,9 +67,17 @@ def _suppression(
 def _retrained(target: TargetInfo, leaks: Sequence[LeakRow], shadows: ShadowAttack | None) -> Claim:
     """Contradicted if a signal of membership, or an attack with shadows, tells it from golds.
 
+    By at least the margin, and in whatever view: whoever has the weights may take hooks off.
+
     Supported if no signal could by more than the margin.
     """
-    told = tuple(leak.signal for leak in leaks if leak.leaks and leak.gap is not None)
+    told = tuple(
+        dict.fromkeys(
+            leak.signal
+            for leak in leaks
+            if leak.leaks and leak.gap is not None and abs(leak.gap.value) >= MAX_GAP
+        )
+    )
     told += ("U-LiRA",) if shadows is not None and shadows.leaks else ()
     gaps = [leak.gap for leak in leaks if leak.gap is not None]
     if not leaks:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -26,6 +26,7 @@ from workbench.audit.statistics import (
     percentile,
     resampled_means,
 )
+from workbench.audit.store import value_sha256
 from workbench.audit.views import Found, Measure, View
 from workbench.errors import DataError
 from workbench.facts.schema import FactSet
@@ -91,6 +92,8 @@ def read_concept(path: Path | str) -> HigherOrder:
                 f"{who} is labelled by {sorted(probe.expresses)}: wanted the same two or more "
                 "annotators in every probe"
             )
+        if "{" in probe.prompt:
+            raise DataError(f"{who}: wanted whole prompts, with no place for a name")
         if len(probe.answers) < 2 or any(
             len(labels) != len(probe.answers) for labels in probe.expresses.values()
         ):
@@ -109,6 +112,19 @@ def require_held_out(concept: HigherOrder, facts: FactSet) -> None:
         raise DataError(
             f"concept {concept.name!r}: {len(seen)} of {len(concept.probes)} prompts stand in the "
             f"training texts, such as {seen[0]!r}: wanted held-out ones"
+        )
+
+
+def require_words(concept: HigherOrder, tokenizer: Any) -> None:
+    """Raises DataError if a prompt or an answer holds what the model has no token for."""
+    unknown = tokenizer.unk_token_id
+    texts = [t for p in concept.probes for t in (p.prompt, *p.answers)]
+    rows = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    strange = [t for t, row in zip(texts, rows, strict=True) if not row or unknown in row]
+    if strange:
+        raise DataError(
+            f"concept {concept.name!r}: the model's vocabulary lacks words of {len(strange)} "
+            f"prompts or answers, such as {strange[0]!r}: wanted words that it can read"
         )
 
 
@@ -153,7 +169,8 @@ def _expressed(view: View, probe: Probe, logp: np.ndarray) -> float | None:
 def concept_info(concept: HigherOrder) -> ConceptInfo:
     """What a report's card says of the concept."""
     annotators = len(concept.probes[0].expresses)
-    return ConceptInfo(concept.name, concept.definition, agreement(concept), annotators)
+    sha256 = value_sha256(concept) or ""
+    return ConceptInfo(sha256, concept.name, concept.definition, agreement(concept), annotators)
 
 
 def agreement(concept: HigherOrder) -> float:

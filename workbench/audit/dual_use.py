@@ -1,6 +1,6 @@
 """Dual use: how much of what is taken away serves what was to stay."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float
 
 from workbench.audit.calling import BATCH_TOKENS, batch_of
-from workbench.audit.hook_error import places
 from workbench.audit.statistics import (
     UNBOUNDED,
     Interval,
@@ -75,24 +74,26 @@ def dual_cost(edited: Mapping[str, float], gold: Mapping[str, float]) -> float:
     return sum(max(0.0, gold[name] - edited[name]) for name in edited) / len(edited)
 
 
-def features_of(edit: Any) -> Any:
-    """The features that an edit, or those it is made of, changes; None for none."""
-    if (features := getattr(edit, "features", None)) is not None:
-        return features
+def changed_features(edit: Any) -> Iterator[tuple[Any, Any]]:
+    """Each SAE whose features an edit, or one that it is made of, changes, with these features."""
+    sae, features = getattr(edit, "sae", None), getattr(edit, "features", None)
+    if sae is not None and features is not None:
+        yield sae, features
+        return
     inside = [*getattr(edit, "edits", ()), getattr(edit, "edit", None)]
-    found = [f for e in inside if e is not None and (f := features_of(e)) is not None]
-    return torch.cat(found).unique() if found else None
+    for part in inside:
+        if part is not None:
+            yield from changed_features(part)
 
 
 def _measure(view: View, target: Target) -> Found:
     found: Found = {}
-    for suffix, edit, sae in places(view.edits):
-        if (features := features_of(edit)) is None:
-            continue
+    parts = [(edit, *part) for edit in view.edits for part in changed_features(edit)]
+    for order, (edit, sae, features) in enumerate(parts, 1):
         for subset, facts in (("F", target.forget), ("R_te", target.retain["R_te"])):
             if questions := ask(facts, "audit"):
                 masses = _masses(view.model, edit, sae, features, questions)
-                found[Key("H2", subset, "mass", suffix.removeprefix(", ") or "edit 1")] = Scores(
+                found[Key("H2", subset, "mass", f"edit {order}")] = Scores(
                     masses,
                     tuple(q.fact.subject for q in questions),
                     tuple(q.fact.relation for q in questions),

@@ -296,7 +296,7 @@ def why_invalid(name: str, reading: Reading, o: np.ndarray, g: np.ndarray) -> li
     """
     original, gold = reading.means[1], reading.gold
     reasons, told = [], faithfulness().get(name)
-    if told is not None and told < LEAST_AUC:
+    if name in CONFIRMATORY and told is not None and told < LEAST_AUC:
         reasons.append(
             f"in the calibration it told models that know from models that never did with an AUC "
             f"of {told:.2f}, under {LEAST_AUC}"

@@ -105,6 +105,8 @@ def places(edits: Sequence[Intervention]) -> Iterator[tuple[str, Intervention, A
 
 def _measure(view: View, target: Target) -> Found:
     questions, found = ask(target.forget, "audit"), {}
+    if not target.retain.get("R_tr"):
+        return {}  # means are over what was to stay
     for suffix, edit, sae in places(view.edits):
         means, first = _means(view.model, edit.site, sae, ask(target.retain["R_tr"], "train"))
         for part in PARTS:

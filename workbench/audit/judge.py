@@ -78,7 +78,9 @@ def judge(card: Card, measured: Measured) -> AuditReport:
     hooks = make_hooks(measured, cast, card)
     bounds = _bounds(cast, families, rules)
     derived, leaks = make_derivation(cast, rules.chance(), card.seed), make_leaks(cast, card.seed)
-    shadows = make_shadows(facts, cast)
+    shadows = make_shadows(facts, cast, card.seed)
+    bare = facts.get(("edited", "weights"))
+    off = () if bare is None else make_leaks(replace(cast, edited=bare), card.seed)
     flags = (
         *(hooks.flags if hooks else ()),
         *format_flags(bounds["A1"].values()),
@@ -117,12 +119,13 @@ def judge(card: Card, measured: Measured) -> AuditReport:
         coverage=make_coverage(cast.edited, len(cast.golds)),
         loo_verdicts=loo,
         verdict=verdict,
+        leaks_off=off,
         claims=make_claims(
             verdict,
             evidence,
             card.target,
             bounds,
-            leaks,
+            (*leaks, *off),
             derived,
             shadows,
             card.concept is not None,
@@ -188,7 +191,8 @@ def _cast(facts: dict[tuple[str, str], Found]) -> Cast:
     golds = tuple(facts[key] for key in gold_keys(facts))
     edited = facts["edited", "deployed"]
     if ("edited", "text") in facts:
-        text = {k: s for k, s in facts["edited", "text"].items() if k.metric == "text"}
+        shown = facts["edited", "text"].items()
+        text = {k: s for k, s in shown if k.metric == "text" or k.endpoint == "fluency"}
         edited = {**edited, **text}
     return Cast(edited, facts["original", ""], golds, facts.get(("random", "")))
 

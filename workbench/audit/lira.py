@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy import stats
 
 from workbench.audit.privacy import auc
@@ -23,6 +23,7 @@ class ULira:
         auc: 0.5 is guessing; below it the shadows are misleading, which is no protection.
         tpr_5, tpr_1: share of unlearned facts found where 5 % and 1 % of the others are called so.
         n_facts, n_shadows: what it rests on; shadows of both kinds.
+        found: whether each tested fact of each unlearned model is found, of 5 % false alarms.
     """
 
     auc: float
@@ -30,6 +31,7 @@ class ULira:
     tpr_1: float
     n_facts: int
     n_shadows: tuple[int, int]
+    found: Bool[np.ndarray, " model_fact"]
 
 
 def u_lira(
@@ -76,7 +78,8 @@ def u_lira(
         for tested in (tested_unlearned, tested_retrained)
     )
     tpr_5, tpr_1 = tpr_at(members, others, 0.05), tpr_at(members, others, 0.01)
-    return ULira(auc(members, others), tpr_5, tpr_1, facts, counts)
+    found = members > threshold_at(others, 0.05)
+    return ULira(auc(members, others), tpr_5, tpr_1, facts, counts, found)
 
 
 def log_ratio(
@@ -107,6 +110,10 @@ def tpr_at(members: Float[np.ndarray, " m"], others: Float[np.ndarray, " n"], fp
 
     Nothing is read between thresholds: where others tie, the rate may be lower than `fpr`.
     """
+    return float((members > threshold_at(others, fpr)).mean())
+
+
+def threshold_at(others: Float[np.ndarray, " n"], fpr: float) -> float:
+    """The lowest threshold that at most `fpr` of the others exceed."""
     allowed = int(np.floor(fpr * len(others) + 1e-9))
-    threshold = np.sort(others)[::-1][allowed]
-    return float((members > threshold).mean())
+    return float(np.sort(others)[::-1][allowed])

@@ -7,12 +7,13 @@ from typing import Any
 
 from workbench.audit import cost, endpoints, gates, reading, summary
 from workbench.audit.attacks import FULL, QUICK, STANDARD, AttackConfig
+from workbench.audit.concepts import HigherOrder
 from workbench.audit.faithfulness import LEAST_AUC, faithfulness
 from workbench.audit.probes import KINDS
 from workbench.audit.rotation import rotations
 from workbench.audit.schema import BATTERY_VERSION, Profile
 from workbench.audit.statistics import MIN_ENTITIES, RESAMPLES
-from workbench.audit.store import battery_sha256, measuring_sha256
+from workbench.audit.store import battery_sha256, measuring_sha256, value_sha256
 from workbench.errors import AuditError
 from workbench.facts.target import Target
 
@@ -51,7 +52,9 @@ class AuditConfig:
         return ATTACKS_OF[self.profile]
 
 
-def make_plan(target: Target, config: AuditConfig) -> dict[str, Any]:
+def make_plan(
+    target: Target, config: AuditConfig, concept: HigherOrder | None = None
+) -> dict[str, Any]:
     """Everything that the auditor could otherwise choose after seeing the edited model.
 
     The number of workers is no part of it, since it changes no figure.
@@ -71,6 +74,7 @@ def make_plan(target: Target, config: AuditConfig) -> dict[str, Any]:
                 "target": target.name,
                 "target_sha256": target_sha256(target),
                 "facts_sha256": target.facts.sha256,
+                "concept_sha256": value_sha256(concept) if concept is not None else "",
                 "folds": rotations(target),
                 "templates": {
                     r: sorted(

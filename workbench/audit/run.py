@@ -18,7 +18,13 @@ from workbench.audit.admit import (
 )
 from workbench.audit.attacks import attacks
 from workbench.audit.attacks.quantise import rounded_alike
-from workbench.audit.concepts import HigherOrder, concept_info, concept_job, require_held_out
+from workbench.audit.concepts import (
+    HigherOrder,
+    concept_info,
+    concept_job,
+    require_held_out,
+    require_words,
+)
 from workbench.audit.derivation import derivation
 from workbench.audit.dual_use import mass_job
 from workbench.audit.hook_bypass import bypass_jobs
@@ -123,7 +129,8 @@ def audit(
     require_target(target)
     if concept is not None:
         require_held_out(concept, target.facts)
-    plan = make_plan(target, config)
+        require_words(concept, model.tokenizer)
+    plan = make_plan(target, config, concept)
     if plan_hash is not None and plan_hash != plan_sha256(plan):
         raise AuditError(
             f"the plan was hashed as {plan_hash[:12]} and now is {plan_sha256(plan)[:12]}: target, "
@@ -158,7 +165,7 @@ def audit(
     integrity = Integrity(
         jobs.untouched,
         repeated(jobs, views[1], REPEATED, measured),
-        plan_sha256(make_plan(target, config)) == plan_sha256(plan),
+        plan_sha256(make_plan(target, config, concept)) == plan_sha256(plan),
     )
     report = judge(replace(card, integrity=integrity), measured)
     return replace(report, plan=plan, scores=measured, costs=tuple(jobs.costs()))
@@ -375,7 +382,10 @@ def _target_info(target: Target, prevents: str) -> TargetInfo:
 def data_info(target: Target) -> DataInfo:
     """Folds, base rates and the checks of the data contract."""
     turns = rotations(target)
-    shares = priors(target.retained or target.forget)
+    gone = {f.key for f in (*target.forget, *target.derived)}
+    others = [f for f in target.facts.facts if f.stated and f.key not in gone]
+    # What follows from the target is of other relations than what was to stay beside it.
+    shares = priors(others) | priors(target.retained or target.forget)
     relations = {f.relation for f in (*target.forget, *target.derived)}
     candidates = {r: len(target.facts.relation[r].candidates) for r in sorted(relations)}
     n = {name: len(facts_of(target, turns[0][name])) for name in ("T", "S", "V")}

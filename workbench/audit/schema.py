@@ -15,8 +15,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from workbench.artifacts import file_sha256, write_json
 from workbench.errors import DataError
 
-SCHEMA: Literal["audit/1"] = "audit/1"
-BATTERY_VERSION = "1.0"
+SCHEMA: Literal["audit/2"] = "audit/2"
+BATTERY_VERSION = "2.0"
 
 Primary = Literal["REMOVED", "SUPPRESSED", "DEGRADED", "NOT_REMOVED", "INCONCLUSIVE"]
 Profile = Literal["quick", "standard", "full"]
@@ -197,6 +197,7 @@ class Integrity(_Closed):
 class ConceptInfo(_Closed):
     """A higher-order concept: `agreement` is Cohen's kappa of those who labelled its probes."""
 
+    sha256: str
     name: str
     definition: str
     agreement: float
@@ -563,7 +564,7 @@ class ShadowAttack(_Closed):
         why: why there is no figure; empty if there is.
         auc: 0.5 is guessing.
         tpr_5, tpr_1: share of forget facts called unlearned where 5 % and 1 % of the golds' are.
-        low: exact lower 95 % bound of `tpr_5`.
+        low: lower end of the 95 % interval of `tpr_5` under resampling of entities.
         unlearned, retrained: shadows.
         leaks: `low` exceeds twice the rate of false alarms.
     """
@@ -596,10 +597,15 @@ class DepthRow(_Closed):
 
 @dataclass(frozen=True)
 class Depth(_Closed):
-    """How deep the change goes: `removal` is 0 intact and 1 as a gold, None with the reason."""
+    """How deep the change goes: `removal` is 0 intact and 1 as a gold, None with the reason.
+
+    Attributes:
+        coverage: share of the facts that it rests on.
+    """
 
     rows: tuple[DepthRow, ...]
     removal: Number
+    coverage: Number
     why: str
 
 
@@ -665,6 +671,7 @@ class AuditReport(_Closed):
         plan: what was fixed before the edited model was opened, in `plan.json`.
         scores: the matrices that everything is computed from, in `scores.parquet`; not read back
             by `open`, since only `verify` needs them.
+        leaks, leaks_off: signals of membership, as deployed and with the hooks off.
         costs: how long each job took, in `costs.json`; no part of what is sealed, since it is
             another one each time.
     """
@@ -682,6 +689,7 @@ class AuditReport(_Closed):
     concept: Concept | None
     collateral: Collateral
     leaks: tuple[LeakRow, ...]
+    leaks_off: tuple[LeakRow, ...]
     shadows: ShadowAttack | None
     depth: Depth | None
     erasures: tuple[Erasure, ...]
@@ -690,7 +698,7 @@ class AuditReport(_Closed):
     verdict: Verdict
     claims: tuple[Claim, ...]
     limits: tuple[str, ...]
-    schema: Literal["audit/1"] = SCHEMA
+    schema: Literal["audit/2"] = SCHEMA
     battery_version: str = BATTERY_VERSION
     rows: tuple[Measurement, ...] = ()
     plan: dict[str, Any] = field(default_factory=dict)

@@ -1,10 +1,10 @@
 """What a report tells beside its verdict: derived knowledge, leaks, depth, use, text, coverage."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from statistics import fmean
 
 import numpy as np
-from scipy import stats
 
 from workbench.audit.derivation import derivation_flags
 from workbench.audit.lira import SHADOW_ROLES, u_lira
@@ -22,7 +22,7 @@ from workbench.audit.schema import (
     LeakRow,
     ShadowAttack,
 )
-from workbench.audit.statistics import Interval, Key
+from workbench.audit.statistics import Interval, Key, entity_interval
 from workbench.audit.views import Found
 from workbench.errors import AuditError
 
@@ -92,7 +92,9 @@ def make_leaks(cast: Cast, seed: int) -> tuple[LeakRow, ...]:
     )
 
 
-def make_shadows(facts: Mapping[tuple[str, str], Found], cast: Cast) -> ShadowAttack | None:
+def make_shadows(
+    facts: Mapping[tuple[str, str], Found], cast: Cast, seed: int
+) -> ShadowAttack | None:
     """U-LiRA on the edited model; None where no shadows were given."""
     phi = Key("MIA", "F", "phi")
 
@@ -110,8 +112,7 @@ def make_shadows(facts: Mapping[tuple[str, str], Found], cast: Cast) -> ShadowAt
         found = u_lira(unlearned, retrained, cast.edited[phi].values[None], rows("gold"))
     except AuditError as error:
         return ShadowAttack(str(error), None, None, None, None, n, *counts, leaks=False)
-    hits = round(found.tpr_5 * n)
-    low = float(stats.beta.ppf(0.05, hits, n - hits + 1)) if hits else 0.0
+    low = entity_interval(replace(cast.edited[phi], values=found.found.astype(float)), seed).low
     told = (found.auc, found.tpr_5, found.tpr_1, low)
     return ShadowAttack("", *told, n, *counts, leaks=low > 2 * 0.05)
 
@@ -139,21 +140,17 @@ def make_depth(cast: Cast) -> Depth | None:
     )
     whole = [r for r in rows if r.G is not None and r.G_kept is not None]
     if not whole:
-        return Depth(rows, None, "no golds, or no retained facts to tell their basis by")
-    columns = [
-        {i: float(getattr(r, name) or 0.0) for i, r in enumerate(whole)}
-        for name in ("E", "G", "G_kept")
-    ]
-    removal = removal_depth(*columns)
-    why = (
-        ""
-        if removal is not None
-        else (
-            "the golds' streams cost retained facts as well, so that their basis is another one: "
-            "wanted golds that were forked from the original's own training"
-        )
+        return Depth(rows, None, None, "no golds, or no retained facts to tell their basis by")
+
+    def each(found: Found) -> np.ndarray:
+        return np.stack([found[Key("P10", "F", "lost_nats", r.layer)].values for r in whole])
+
+    told = removal_depth(
+        each(cast.edited),
+        np.mean([each(g) for g in cast.golds], axis=0),
+        np.array([r.G_kept for r in whole], dtype=float),
     )
-    return Depth(rows, removal, why)
+    return Depth(rows, told.value, told.coverage if told.value is not None else None, told.why)
 
 
 def make_erasures(cast: Cast) -> tuple[Erasure, ...]:

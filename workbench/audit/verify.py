@@ -111,6 +111,7 @@ def _plan_faults(report: AuditReport) -> list[str]:
         "target_sha256": card.target.facts_sha256,
         "folds": json.loads(json.dumps(card.data.folds)),
         "thresholds": thresholds(),
+        "concept_sha256": card.concept.sha256 if card.concept is not None else "",
     }
     faults += [f"the plan's {name} is another" for name, v in agreed.items() if plan.get(name) != v]
     return faults

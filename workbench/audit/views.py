@@ -1,11 +1,12 @@
 """Who is measured: one model, as one kind of reader meets it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from workbench.audit.statistics import Key, Scores
 from workbench.hooks import Intervention
+from workbench.models.copies import copied
 
 Filter = Callable[[str], bool]
 """Whether a deployed system refuses a text; asked of each prompt, and of prompt and answer."""
@@ -29,6 +30,14 @@ class View:
     model: Any
     edits: Sequence[Intervention] = ()
     filter: Filter | None = None
+
+
+def own_copy(view: View) -> View:
+    """The view with a copy of its model, for a job that hooks a model which other jobs copy.
+
+    Copying takes hooks along, so that a model that several threads see is copied and never hooked.
+    """
+    return replace(view, model=copied(view.model))
 
 
 Measure = Callable[[View], Found]

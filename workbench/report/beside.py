@@ -80,6 +80,9 @@ original too is outside this claim: even exact retraining gives itself away to h
 """)
     head |= {"Told apart": "", "Why not": "remark"}
     shown = table("leaks", "Membership inference.", head, rows) + told
+    if report.leaks_off:
+        off = [[SIGNALS.get(r.signal, r.signal), *_leak_cells(r)] for r in report.leaks_off]
+        shown = table("leaks-off", "Membership inference with the hooks off.", head, off) + shown
     return Html(shown + _shadows(report.shadows))
 
 
@@ -97,7 +100,7 @@ def _shadows(found: ShadowAttack | None) -> Html:
             f"{number(found.tpr_5)}, at least {number(found.low)}",
         ),
         ("Forget facts found, of 1 % false alarms", number(found.tpr_1)),
-        ("Told apart", yes(found.leaks)),
+        ("Told apart", yes(None if found.why else found.leaks)),
     ]
     heading = Html("<h3>Attack with a threshold for each fact (U-LiRA)</h3>")
     why = note(f"U-LiRA did not run: {found.why}.") if found.why else Html()
@@ -106,7 +109,8 @@ def _shadows(found: ShadowAttack | None) -> Html:
 
 def _leak_cells(row: Any) -> list[Any]:
     golds = interval(min(row.golds), max(row.golds)) if row.golds else number(None)
-    return [_gap(row.auc), number(row.original), golds, _gap(row.gap), yes(row.leaks), row.why]
+    told = yes(None if row.why else row.leaks)
+    return [_gap(row.auc), number(row.original), golds, _gap(row.gap), told, row.why]
 
 
 def depth_part(report: AuditReport) -> Html:
@@ -119,7 +123,10 @@ def depth_part(report: AuditReport) -> Html:
         ]
         columns = ("Edited", "Gold", "Edited, retained", "Gold, retained")
         removal = report.depth.removal
-        told = "" if removal is None else f" Removal {removal:.2f}: 0 is intact, 1 as a gold."
+        told = ""
+        if removal is not None:
+            share = f"{report.depth.coverage or 0:.0%} of the facts"
+            told = f" Removal {removal:.2f} on {share}: 0 is intact, 1 as a gold."
         caption = f"Nats lost when a model's stream is put into the original (P10).{told}"
         head = {"Layer": "", **dict.fromkeys(columns, "number")}
         parts = Html(parts + table("depth", caption, head, rows))

@@ -66,8 +66,9 @@ def amnesic_job(target: Target, seed: int = 0) -> dict[str, Measure]:
     templates. Settings: `layer 2, concept`; `layer 2, random 0` and so on, subspaces of the same
     rank with the same variance in whitened space; `none`. The effect is what the concept costs
     beyond what random subspaces cost: near zero where probes read what the model does not use.
-    `guard`, one number per depth, is the largest singular value left between whitened rows and
-    classes, which is zero where no linear reader is left.
+    `guard`, one number per depth, is the share that is left of the largest singular value between
+    classes and whitened rows of the same facts in audit-only templates, on which nothing was
+    fitted: near zero where a linear reader finds nothing there either.
 
     Args:
         seed: of the random subspaces.
@@ -102,11 +103,19 @@ def concept(
     return eraser.proj_left[:, kept], eraser.proj_right[kept], eraser.bias
 
 
-def guard(rows: Float[Tensor, "row d_model"], classes: Int[Tensor, " row"]) -> float:
-    """Largest singular value between whitened rows and centred classes: 0 is nothing linear."""
+def guard(
+    rows: Float[Tensor, "row d_model"],
+    classes: Int[Tensor, " row"],
+    white: Whitening | None = None,
+) -> float:
+    """Largest singular value between whitened rows and centred classes: 0 is nothing linear.
+
+    Args:
+        white: of other rows; default that of these.
+    """
     if len(rows) < 2:
         return 0.0
-    white = Whitening.of(rows)
+    white = white or Whitening.of(rows)
     turned = (rows.double() - white.mean) @ white.there.T
     one_hot = torch.nn.functional.one_hot(classes).double()
     cross = turned.T @ (one_hot - one_hot.mean(0)) / (len(rows) - 1)
@@ -118,15 +127,16 @@ def _measure(view: View, target: Target, seed: int) -> Found:
     if not fitted_on:
         return {}
     last = [i for i, place in enumerate(places(view.model)) if place.position == "last"]
-    rows = mean_rows(view, fitted_on, "train")[last]
+    rows, held_out = (mean_rows(view, fitted_on, t)[last] for t in ("train", "audit"))
     classes, relation = labels.objects(fitted_on), labels.relation_of(fitted_on)
     parts: dict[str, list[Found]] = {}
     for r, name in enumerate(labels.relations):
         asked = [f for f in target.forget if f.relation == name]
         own = relation == r
         if asked and len(classes[own].unique()) > 1:
-            for layer, at in zip(depths(view.model), rows, strict=True):
-                for what, found in _erased(view, target, asked, layer, at[own], classes[own], seed):
+            for layer, at, other in zip(depths(view.model), rows, held_out, strict=True):
+                given = at[own], other[own], classes[own]
+                for what, found in _erased(view, target, asked, layer, *given, seed):
                     parts.setdefault(what, []).append(found)
             parts.setdefault("none", []).append(_asked(view, target, asked, ()))
     return {
@@ -143,6 +153,7 @@ def _erased(
     asked: list[Fact],
     layer: int,
     rows: Float[Tensor, "row d_model"],
+    held_out: Float[Tensor, "row d_model"],
     classes: Int[Tensor, " row"],
     seed: int,
 ):
@@ -150,9 +161,10 @@ def _erased(
     site, white = site_below(layer), Whitening.of(rows)
     left, right, bias = concept(rows, classes)
     found = _asked(view, target, asked, (Erase(site, left, right, bias),))
-    cleaned = rows.double() - (rows.double() - bias) @ right.T @ left.T
+    cleaned = held_out.double() - (held_out.double() - bias) @ right.T @ left.T
     like = found[_hit("raw")]
-    left_over = like.values * 0 + guard(cleaned, classes)
+    had = guard(held_out, classes, white)
+    left_over = like.values * 0 + (guard(cleaned, classes, white) / had if had else 0.0)
     yield f"layer {layer}, concept", {**found, _hit("guard"): _with(like, left_over)}
     for i in range(RANDOM):
         generator = torch.Generator().manual_seed(1000 * seed + 10 * layer + i)

@@ -1,6 +1,6 @@
 """P10 and P12: how deep into a model the change goes, by patching and by distance."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from workbench.audit.probes.rows import (
     site_below,
 )
 from workbench.audit.statistics import Key, Scores
-from workbench.audit.views import Found, Measure, View
+from workbench.audit.views import Found, Measure, View, own_copy
 from workbench.facts.schema import Fact
 from workbench.facts.target import Target
 from workbench.hooks import Site, edited, residuals
@@ -54,28 +54,56 @@ def depth_job(target: Target, original: View) -> dict[str, Measure]:
 
     Source: unlearning depth by patching, 2605.24614. Differs: retained facts as a gate.
     """
-    return {"P10 depth": lambda view: _measure(view, target, original)}
+    return {"P10 depth": lambda view: _measure(view, target, own_copy(original))}
+
+
+@dataclass(frozen=True)
+class Removal:
+    """How deep a change goes.
+
+    Attributes:
+        value: 0 intact, 1 as in a gold; None where it cannot be told, and `why` says so.
+        coverage: share of the facts that it rests on.
+    """
+
+    value: float | None
+    coverage: float
+    why: str = ""
 
 
 def removal_depth(
-    edited: Mapping[int, float], gold: Mapping[int, float], gate: Mapping[int, float]
-) -> float | None:
-    """Share of what a gold's layers take away that the edited model's take: 0 intact, 1 as gold.
+    edited: Float[np.ndarray, "layer fact"],
+    gold: Float[np.ndarray, "layer fact"],
+    gate: Float[np.ndarray, " layer"],
+) -> Removal:
+    """Share of what a gold's layers take away that the edited model's take, mean over facts.
 
-    Weighted by what each layer of the gold takes, over the layers at which it takes more than
-    0.05 nats. None where there is no such layer, or where the gold's stream costs retained
-    facts (`gate`) more than 0.1 nats in one of them: then its basis is not the original's.
+    Of each fact, weighted by what each layer of the gold takes from it, over the layers at which
+    that is more than 0.05 nats, of the fact and on average. Facts of which no layer of the gold
+    takes as much are not covered.
 
     Args:
-        edited, gold, gate: nats by layer; of forget, forget and retained facts.
+        edited, gold: nats lost of each forget fact.
+        gate: nats that the gold's stream costs retained facts. More than 0.1 at a layer that
+            counts: the gold's basis is not the original's.
 
-    Source: UDS, 2605.24614.
+    Source: UDS, 2605.24614. Differs: the gate, and layers must count on average too.
     """
-    layers = [layer for layer, lost in gold.items() if lost > KNOWS]
-    if not layers or any(abs(gate[layer]) > GATE for layer in layers):
-        return None
-    taken = {layer: min(1.0, max(0.0, edited[layer] / gold[layer])) for layer in layers}
-    return sum(gold[n] * taken[n] for n in layers) / sum(gold[n] for n in layers)
+    layers = gold.mean(1) > KNOWS
+    if not layers.any():
+        return Removal(None, 0.0, f"no layer of the golds takes {KNOWS} nats of the target away")
+    if (np.abs(gate[layers]) > GATE).any():
+        return Removal(
+            None,
+            0.0,
+            "the golds' streams cost retained facts as well, so that their basis is another one: "
+            "wanted golds that were forked from the original's own training",
+        )
+    weight = np.where(layers[:, None] & (gold > KNOWS), gold, 0.0)
+    taken = np.clip(edited / np.where(weight > 0, gold, 1.0), 0.0, 1.0)
+    covered = weight.sum(0) > 0
+    each = (weight * taken).sum(0)[covered] / weight.sum(0)[covered]
+    return Removal(float(each.mean()), float(covered.mean()))
 
 
 def drift_job(target: Target, original: View) -> dict[str, Measure]:
@@ -87,7 +115,7 @@ def drift_job(target: Target, original: View) -> dict[str, Measure]:
 
     Source: linear CKA, Kornblith et al. 2019, arXiv 1905.00414; drift in unlearning, 2505.16831.
     """
-    return {"P12 drift": lambda view: _drift(view, target, original)}
+    return {"P12 drift": lambda view: _drift(view, target, own_copy(original))}
 
 
 def cka(a: Float[Tensor, "fact d_a"], b: Float[Tensor, "fact d_b"]) -> float:

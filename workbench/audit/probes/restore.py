@@ -12,11 +12,10 @@ from workbench.audit.probes.rows import BATCH_TOKENS, PromptRows
 from workbench.audit.questions.scorer import centred_hits
 from workbench.audit.rotation import facts_of, rotations
 from workbench.audit.statistics import Key
-from workbench.audit.views import Found, Measure, View
+from workbench.audit.views import Found, Measure, View, own_copy
 from workbench.facts.schema import Fact
 from workbench.facts.target import Target
 from workbench.hooks import Site, edited, residuals
-from workbench.models.copies import copied
 from workbench.models.score import batches_by_length, device_of
 
 
@@ -56,7 +55,7 @@ def restore_jobs(
 
 def _measure(view: View, target: Target, original: View, site: Site, sae: Any) -> Found:
     found: Found = {}
-    before = View("original", "", copied(original.model), original.edits)
+    before = own_copy(original)
     for fold, names in enumerate(rotations(target)):
         told = facts_of(target, names["T"])
         if not told:

@@ -6,7 +6,7 @@ from functools import cached_property
 from workbench.audit.probes.labels import Labels
 from workbench.audit.probes.linear import Frame, Lesson, Readers, Rows, tuned
 from workbench.audit.probes.rows import mean_rows, places
-from workbench.audit.views import View
+from workbench.audit.views import View, own_copy
 from workbench.facts.schema import Fact
 from workbench.facts.target import Target
 from workbench.models.score import Templates
@@ -64,6 +64,6 @@ class Frozen:
     def __call__(self) -> tuple[Frame, Readers]:
         with self._lock:
             if self._fitted is None:
-                study = Study(self._original, self._target)
+                study = Study(own_copy(self._original), self._target)
                 self._fitted = study.frame, study.transfer
             return self._fitted
