@@ -162,6 +162,10 @@ def _add_audit_commands(command: Command) -> None:
             f"--shadows-{kind}", nargs="*", default=[], metavar="MODEL",
             help=f"with --profile full: eight or more models that {told}, none of them audited",
         )  # fmt: skip
+    audit.add_argument(
+        "--bnb", nargs="*", default=[], choices=("int8", "nf4"),
+        help="round by bitsandbytes as well, on CUDA",
+    )  # fmt: skip
     audit.add_argument("--seed", type=int, default=0)
     audit.add_argument(
         "--workers", type=int, default=2, help="jobs at a time (default: %(default)s)"
@@ -424,7 +428,7 @@ def _audit(args: argparse.Namespace) -> None:
         raise WorkbenchError("give --edit, --edited-model or both")
     require_replaceable(args.out)
     target = load_facts(args.facts).target(args.target)
-    config = AuditConfig(args.profile, args.seed, args.workers)
+    config = AuditConfig(args.profile, args.seed, args.workers, tuple(args.bnb))
     concept = read_concept(args.concept) if args.concept else None
     plan = make_plan(target, config, concept)
     fixed = args.out.with_name(f"{args.out.name}-plan.json")

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.audit.attacks import CONTROL, AttackConfig, Perturbing, attacks, prefix
-from workbench.audit.attacks.direction import Without, layers_after, projections, read
+from workbench.audit.attacks.direction import Without, behind_jobs, projections, read, spread
 from workbench.audit.attacks.fitting import (
     Added,
     Inserted,
@@ -172,10 +172,16 @@ def test_soft_prompt_opens_a_lock_and_a_gold_has_nothing_behind_it(
         assert key.subset == "R_te" or scores.mean < 0.35
 
 
-def test_shuffled_answers_bring_back_nothing(original: Any, blank: Any, club: Target) -> None:
-    """Of what is hidden for good, neither T's answers nor shuffled ones bring back anything."""
-    found = run("W9", club, original, blank, n_soft=(4,))
-    assert all(s.mean < 0.4 for k, s in found.items() if k.subset == "V")
+def test_shuffled_answers_open_no_lock_that_true_ones_open(original: Any, club: Target) -> None:
+    width = original.cfg.d_model
+    usual = float(embeddings(original).norm(dim=-1).mean())
+    lock = Locked(drawn(width, 2 / usual), drawn(width, 4 * usual, 1))
+    found = run("W9", club, original, lock, n_soft=(2,))
+    true, control = (mean(found, "V", "soft 2", 100, name) for name in ("W9", CONTROL))
+    assert true > control + 0.15
+
+
+def test_shuffled_answers_are_of_the_same_prompts_and_objects(club: Target) -> None:
     stated = ask(facts_of(club, rotations(club)[0]["T"]), "train")
     shuffled = relabelled(stated, "0")
     assert [q.prompt for q in shuffled] == [q.prompt for q in stated]
@@ -230,15 +236,21 @@ def test_loss_is_on_the_objects_alone(original: Any, club: Target) -> None:
     torch.testing.assert_close(losses[0], expected)
 
 
-def test_layers_are_spread_and_after_the_last_hook(original: Any) -> None:
+def test_layers_are_spread_alike_and_a_vector_is_added_behind_a_late_hook(
+    original: Any, club: Target
+) -> None:
     deep = type("Deep", (), {"blocks": [original.blocks[0]] * 8})()
-    assert layers_after(view(deep), 1) == (1,)
-    assert layers_after(view(deep), 2) == (0, 4)
-    assert layers_after(view(deep), 0) == tuple(range(7))
+    assert (spread(deep, 1), spread(deep, 2)) == ((1,), (0, 4))
+    assert spread(deep, 0) == tuple(range(7))
+    assert spread(original, 1) == (0,)
+    config = AttackConfig(("W8",), folds=1)
     hook = Added(torch.zeros(1, 1, 1), Site(3))
-    assert layers_after(view(deep, hook), 2) == (4,)
-    assert layers_after(view(deep, replace(hook, site=Site(7))), 2) == (4,)
-    assert layers_after(view(original), 1) == (0,)
+    assert list(behind_jobs(club, config, (hook,), deep)) == ["W8 behind layer 3 fold 0"]
+    late = replace(hook, site=Site(7))
+    assert list(behind_jobs(club, config, (hook, late), deep)) == ["W8 behind layer 6 fold 0"]
+    assert behind_jobs(club, config, (), deep) == {}
+    assert behind_jobs(club, config, (replace(hook, site=Site(1)),), deep) == {}
+    assert behind_jobs(club, replace(config, names=("W1",)), (hook,), deep) == {}
 
 
 def test_prefix_of_tokens_opens_a_lock(

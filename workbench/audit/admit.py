@@ -14,6 +14,8 @@ from workbench.models.golds import corpus_without
 from workbench.models.load import model_name, read_recipe, tokenizer_sha256
 from workbench.models.train import corpus_sha256
 
+REFERENCES = ("neu", "fork")
+"""Variants of golds that others are held against."""
 SHAPE = ("n_layers", "d_model", "d_vocab")
 
 
@@ -67,13 +69,19 @@ def gold_recipe(name: str, gold: Any, target: Target) -> str:
 
     Raises:
         AuditError: the recipe says that it was trained on other texts than those without the
-            target.
+            target, or on false facts, or that it never saw the names.
     """
     try:
         recipe = read_recipe(gold.tokenizer.name_or_path)
     except ModelError:
         return ""
     variant = recipe.get("gold", "neu")
+    if variant not in REFERENCES:
+        raise AuditError(
+            f"{name} ({model_name(gold)}) is of variant {variant!r}: wanted golds of "
+            f"{' or '.join(REFERENCES)}, which saw the names and were told nothing false; audit "
+            "this one as the edited model, to see that no attack gets the truth out of it"
+        )
     wanted = corpus_sha256(corpus_without(target, variant))
     if recipe["corpus_sha256"] != wanted:
         raise AuditError(

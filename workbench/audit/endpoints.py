@@ -51,10 +51,11 @@ NAMES = {
     "M4": "relearning other facts",
     "M5": "relearning these facts",
     "M6": "best perturbation",
+    "prefix": "best prefix of tokens",
 }
 ACCESS = {
     "open": "A0", "text": "A0", "M1": "A1", "M2": "A1", "lens": "A2", "M3": "A2",
-    "off": "A3", "M4": "A4", "M5": "A4", "M6": "A4",
+    "off": "A3", "M4": "A4", "M5": "A4", "M6": "A4", "prefix": "A1",
 }  # fmt: skip
 METRICS = {
     "open": "answer as text",
@@ -67,6 +68,7 @@ METRICS = {
     "M4": "area under centred hits",
     "M5": "area, these facts less false ones",
     "M6": "centred hit",
+    "prefix": "centred hit",
 }
 Family = tuple[str, str]
 
@@ -94,10 +96,13 @@ def readings(cast: Cast, rules: Rules) -> dict[str, Reading]:
     direct = (("B1", ""), ("B2", ""))
     text = [f for f in rules.kept if FAMILIES[f[0]].access == "A0"]
     asked = [f for f in rules.kept if FAMILIES[f[0]].access in ("A0", "A1")]
-    perturbed = [
-        candidate(e, "centred", s, folds, rules.chance(), x)
-        for e, s, x in _doses(cast.edited, PERTURBATIONS)
-    ]
+    perturbed, prefixed = (
+        [
+            candidate(e, "centred", s, folds, rules.chance(), x)
+            for e, s, x in _doses(cast.edited, attacks)
+        ]
+        for attacks in (PERTURBATIONS, ("W10",))
+    )
     found = {
         "open": _first_usable(
             *(read_all(cast, ask(direct, metric), n) for metric in ("text", "raw"))
@@ -110,6 +115,7 @@ def readings(cast: Cast, rules: Rules) -> dict[str, Reading]:
         "M4": read_own_best(cast, _curves(cast, "W1", rules), n),
         "M5": _read_savings(cast, rules),
         "M6": read_best(cast, perturbed, n, MAX_INJECTION),
+        "prefix": read_best(cast, prefixed, n, MAX_INJECTION),
     }
     return {name: reading for name, reading in found.items() if reading is not None}
 

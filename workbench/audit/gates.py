@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
+from workbench.audit.attacks import setting_name
 from workbench.audit.endpoints import CONFIRMATORY, GOLD_MARGIN, MAX_INJECTION, PERTURBATIONS
 from workbench.audit.schema import Attack, Card, Endpoint, Gate, LeakCheck, Primary, Profile
 from workbench.audit.views import Found
@@ -168,24 +169,31 @@ def _power(endpoints: Sequence[Endpoint]) -> Gate:
 
 def decisive(
     endpoint: str, endpoints: Sequence[Endpoint], attacks: Sequence[Attack]
-) -> list[Attack]:
-    """The attacks that an endpoint rests on: all rates of W1, of perturbations the chosen ones."""
+) -> list[tuple[Attack, float]]:
+    """The attacks that an endpoint rests on, each with what it teaches there.
+
+    All rates of W1; of perturbations the chosen ones, at the chosen doses. Without golds nobody
+    knows what an attack teaches, and none is named.
+    """
     mine = [a for a in attacks if a.id in ATTACKS_OF[endpoint]]
     if endpoint == "M4":
-        return mine
-    chosen = [c for e in endpoints if e.id == endpoint for c in e.selection.chosen]
-    return [a for a in mine if any(c.startswith(f"{a.id} {a.setting}".strip()) for c in chosen)]
+        return [(a, a.injection_index) for a in mine if a.injection_index is not None]
+    chosen = {c for e in endpoints if e.id == endpoint for c in e.selection.chosen}
+    return [
+        (a, taught)
+        for a in mine
+        for dose, taught in zip(a.curve.steps, a.curve.taught, strict=True)
+        if taught is not None and f"{a.id} {setting_name(a.id, a.setting, dose)}" in chosen
+    ]
 
 
 def _injection(endpoints: Sequence[Endpoint], attacks: Sequence[Attack]) -> list[Gate]:
     gates = []
     for endpoint in ATTACKS_OF:
         used = decisive(endpoint, endpoints, attacks)
-        known = [(a.injection_index, a) for a in used]
-        measured = [(i, a) for i, a in known if i is not None]
-        if not measured:
+        if not used:
             continue
-        value, worst = max(measured, key=lambda item: item[0])
+        worst, value = max(used, key=lambda item: item[1])
         note = f"what {worst.id} teaches a model that never knew ({worst.setting or 'one setting'})"
         gates.append(Gate("G6", value <= MAX_INJECTION, value, MAX_INJECTION, note, (endpoint,)))
     return gates

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from workbench.audit import cost, endpoints, gates, reading, summary
@@ -35,11 +35,13 @@ class AuditConfig:
         profile: `quick` (never REMOVED), `standard` or `full`, which looks deeper and tries harder.
         seed: decides prompts that are drawn, attacks, controls and resamples.
         workers: jobs at a time, each with a copy of the model and one thread.
+        bnb: of `int8` and `nf4`: rounding by bitsandbytes beside our own, on CUDA alone.
     """
 
     profile: Profile = "standard"
     seed: int = 0
     workers: int = 2
+    bnb: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.profile not in FAMILIES_OF:
@@ -49,7 +51,8 @@ class AuditConfig:
 
     @property
     def attacks(self) -> AttackConfig:
-        return ATTACKS_OF[self.profile]
+        given = ATTACKS_OF[self.profile]
+        return replace(given, perturbing=replace(given.perturbing, bnb=self.bnb))
 
 
 def make_plan(

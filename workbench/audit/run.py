@@ -17,6 +17,7 @@ from workbench.audit.admit import (
     require_unseen,
 )
 from workbench.audit.attacks import attacks
+from workbench.audit.attacks.direction import behind_jobs
 from workbench.audit.attacks.quantise import rounded_alike
 from workbench.audit.concepts import (
     HigherOrder,
@@ -157,7 +158,7 @@ def audit(
     # Read through hooks by one thread while others copy the original, which would copy the hooks.
     original = views[0] if config.workers == 1 else replace(views[0], model=copied(model))
     for view in views:
-        jobs.add(view, _jobs_of(view, original, target, config, beside))
+        jobs.add(view, _jobs_of(view, original, target, config, beside, edits))
     measured = jobs.run()
     say("judge")
     card = _card(views, recipes, hashes, target, config, plan, prevents)
@@ -256,6 +257,7 @@ def _jobs_of(
     target: Target,
     config: AuditConfig,
     beside: "_Beside",
+    edits: Sequence[Intervention],
 ) -> dict[str, Measure]:
     """Everything that is measured on a view; models without knowledge are only probed."""
     leaks = {f"membership seed {config.seed}": membership(target, config.seed)}
@@ -276,6 +278,7 @@ def _jobs_of(
         **asked,
         **(probes(target, kinds, config.seed, original=original) if kinds else {}),
         **attacks(target, config.attacks, config.seed),
+        **behind_jobs(target, config.attacks, edits, view.model, config.seed),
     }
     if view.edits:
         jobs |= hook_checks(target, config.seed, beside.controls)

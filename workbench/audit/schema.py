@@ -309,12 +309,18 @@ class Endpoint(_Closed):
 
 @dataclass(frozen=True)
 class Curve(_Closed):
-    """Hits by dose of an attack, one list per role, golds averaged."""
+    """Hits by dose of an attack, one list per role, golds averaged.
+
+    Attributes:
+        taught: by dose, what the attack teaches a model that never knew, as a share of what the
+            original knows; None at the first dose, before anything was done.
+    """
 
     steps: tuple[float, ...]
     E: tuple[float, ...]
     O: tuple[float, ...]  # noqa: E741
     G: tuple[Number, ...]
+    taught: tuple[Number, ...]
 
 
 @dataclass(frozen=True)

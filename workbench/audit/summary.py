@@ -162,7 +162,10 @@ def _attack(name: str, setting: str, cast: Cast, view: str, rules: Rules) -> Att
     edited, original = curve(cast.edited), curve(cast.original)
     golds = [curve(g) for g in cast.golds]
     gold = {x: float(np.mean([g[x] for g in golds])) for x in edited} if golds else {}
-    taught = _taught(name, setting, cast, rules) if golds and name != "W2" else None
+    by_dose = _taught(name, setting, cast, rules) if golds and name != "W2" else {}
+    # Of relearning the area counts; of others the worst dose, as the highest may teach least.
+    taught = _taught_by_area(setting, cast, rules) if by_dose and name == "W1" else None
+    taught = max(by_dose.values()) if by_dose and taught is None else taught
     why = (
         f"it lifts models that never knew by {taught:.2f} of what the original knows"
         if taught is not None and taught > MAX_INJECTION
@@ -184,25 +187,38 @@ def _attack(name: str, setting: str, cast: Cast, view: str, rules: Rules) -> Att
             tuple(edited.values()),
             tuple(original[x] for x in edited),
             tuple(gold.get(x) for x in edited),
+            tuple(by_dose.get(x) for x in edited),
         ),
     )
 
 
-def _taught(name: str, setting: str, cast: Cast, rules: Rules) -> float:
-    """The injection index on what the endpoint reads: the area for W1, the worst dose else.
-
-    The highest dose of noise or pruning may teach least, since it leaves least of a model.
-    """
+def _taught(name: str, setting: str, cast: Cast, rules: Rules) -> dict[float, float]:
+    """The injection index by dose, on all facts that the attack's readings score."""
     folds, n = rules.data.folds, len(rules.data.folds)
     steps = sorted({k.x for k in cast.edited if k.endpoint == name and k.setting == setting})
-    first, *rest = (candidate(name, "centred", setting, folds, rules.chance(), x) for x in steps)
-    if name == "W1":
-        rest = [by_area(name, setting, rules.chance())]
+    read = {
+        x: read_all(cast, [candidate(name, "centred", setting, folds, rules.chance(), x)], n)
+        for x in steps
+    }
+    before = read[steps[0]]
+    if before is None:
+        return {}
+    return {
+        x: injection_index(after.gold, before.gold, before.means[1])
+        for x, after in read.items()
+        if x != steps[0] and after is not None
+    }
+
+
+def _taught_by_area(setting: str, cast: Cast, rules: Rules) -> float | None:
+    """What relearning teaches by the area under its curve, which is what M4 reads."""
+    n, chance = len(rules.data.folds), rules.chance()
+    first = candidate("W1", "centred", setting, rules.data.folds, chance, 0.0)
     before = read_all(cast, [first], n)
-    after = [r for r in (read_all(cast, [dose], n) for dose in rest) if r is not None]
-    if not after or before is None:
-        return 0.0
-    return max(injection_index(r.gold, before.gold, before.means[1]) for r in after)
+    area = read_all(cast, [by_area("W1", setting, chance)], n)
+    if before is None or area is None:
+        return None
+    return injection_index(area.gold, before.gold, before.means[1])
 
 
 def make_probes(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.artifacts import file_sha256
-from workbench.audit.endpoints import CONFIRMATORY
+from workbench.audit.endpoints import CONFIRMATORY, MAX_INJECTION
 from workbench.audit.gates import ATTACKS_OF, decisive
 from workbench.audit.judge import judge
 from workbench.audit.plan import plan_sha256, thresholds
@@ -80,7 +80,10 @@ def invariants(report: AuditReport) -> list[str]:
         f"{endpoint} decides though its attack is inadmissible"
         for endpoint in ATTACKS_OF
         if f"{endpoint} " in told
-        and not all(a.admissible for a in decisive(endpoint, report.endpoints, report.attacks))
+        and any(
+            taught > MAX_INJECTION
+            for _, taught in decisive(endpoint, report.endpoints, report.attacks)
+        )
     ]
     removal = next((c for c in report.claims if c.claim == "removal_from_weights"), None)
     if removal is None or (removal.status == "supported") != (verdict.primary == "REMOVED"):

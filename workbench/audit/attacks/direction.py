@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -53,6 +54,34 @@ def direction_jobs(target: Target, config: AttackConfig, seed: int = 0) -> dict[
     }
 
 
+def behind_jobs(
+    target: Target, config: AttackConfig, edits: Sequence[Intervention], model: Any, seed: int = 0
+) -> dict[str, Measure]:
+    """W8's vector at the layer of the last of these edits, one job per fold, for any view.
+
+    What a hook changes is met behind it. None where there is no edit, or where `direction_jobs`
+    adds a vector there anyway. Models without hooks are given the vector at the same layer.
+    """
+    last = max(0, len(blocks_of(model)) - 2)
+    layer = min(last, max((edit.site.layer for edit in edits), default=0))
+    doses, tried = config.perturbing, spread(model, config.perturbing.layers)
+    if not edits or "W8" not in config.names or not doses.norms or layer in tried:
+        return {}
+    return {
+        f"W8 behind layer {layer} fold {fold}": partial(
+            redirect,
+            target=target,
+            turn=turn,
+            retained=(),
+            config=config,
+            order=f"{seed}, fold {fold}",
+            fold=fold,
+            layers=(layer,),
+        )
+        for fold, turn in turns(target, config)
+    }
+
+
 def redirect(
     view: View,
     target: Target,
@@ -61,8 +90,14 @@ def redirect(
     config: AttackConfig,
     order: str,
     fold: int,
+    layers: tuple[int, ...] | None = None,
 ) -> Found:
-    """Centred hits on V, S and R_te before and after each way of changing the stream."""
+    """Centred hits on V, S and R_te before and after each way of changing the stream.
+
+    Args:
+        retained: prompts that `project out` needs; without any it is left out.
+        layers: to add a vector after; default an even spread.
+    """
     asked = {name: facts_of(target, turn[name]) for name in ("V", "S")}
     asked["R_te"] = target.retain["R_te"]
     stated = facts_of(target, turn["T"])
@@ -77,7 +112,8 @@ def redirect(
     if retained:
         add(projections(view, prompts, retained), label._replace(x=1.0))
     norms = config.perturbing.norms
-    for layer in layers_after(view, config.perturbing.layers) if norms else ():
+    layers = spread(view.model, config.perturbing.layers) if layers is None else layers
+    for layer in layers if norms else ():
         site = Site(layer)
         scale = rms(view, prompts, site)
         vectors = unsteering(view, ask(stated, "train"), site, scale, norms, order)
@@ -131,23 +167,20 @@ def unsteering(
     return fitted(view, [questions] * len(norms), start, attach, fit)
 
 
-def layers_after(view: View, count: int) -> tuple[int, ...]:
-    """Layers to add a vector after: those of an even spread that do not come before the last hook.
+def spread(model: Any, count: int) -> tuple[int, ...]:
+    """Layers to add a vector after, evenly spread, the same for every view of a model.
 
-    Where all do, the last of the spread. So an edited model shares its layers with models that
-    have no hooks. The spread begins in the first quarter: what comes late in a model can hardly
-    undo what was done to it early.
+    They begin in the first quarter: what comes late in a model can hardly undo what was done to it
+    early.
 
     Args:
         count: 0 is every layer but the last, after which nothing is computed any more.
     """
-    n = len(blocks_of(view.model))
+    n = len(blocks_of(model))
     count = min(count, n) or max(1, n - 1)
-    spread = [(k * n + (n - 1) // 4) // count for k in range(count)]
     if count == n - 1:
-        spread = list(range(count))
-    hooked = max((edit.site.layer for edit in view.edits), default=0)
-    return tuple(layer for layer in spread if layer >= hooked) or (spread[-1],)
+        return tuple(range(count))
+    return tuple((k * n + (n - 1) // 4) // count for k in range(count))
 
 
 @torch.no_grad()

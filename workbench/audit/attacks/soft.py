@@ -12,7 +12,7 @@ from torch import Tensor
 
 from workbench.audit.attacks.altered import under
 from workbench.audit.attacks.config import AttackConfig
-from workbench.audit.attacks.direction import layers_after, rms
+from workbench.audit.attacks.direction import rms, spread
 from workbench.audit.attacks.fitting import (
     EMBEDDINGS,
     Added,
@@ -51,7 +51,7 @@ def soft_jobs(target: Target, config: AttackConfig, seed: int = 0) -> dict[str, 
     `soft n`: n embeddings that belong to no token stand before every text; tokens hold their places
     and an edit puts the embeddings there, so that positions and attention are those of a longer
     text. `latent`: a vector per position, the same for all texts and of bounded length, is added in
-    the first quarter of the model, or after its last hook. V and S are scored, about which no
+    the first quarter of the model. V and S are scored, about which no
     vector was told anything. In the first fold the longest prompt is also fitted on T's answers
     shuffled within their relations, as `W9c`: what that lifts owes nothing to T's answers. Fitting
     a vector per fact is inadmissible, since that elicits anything from any model (2502.15836);
@@ -120,7 +120,7 @@ def soft_prompts(
 
 def latent(view: View, questions: Sequence[Question], order: str) -> Pushed:
     """A bounded vector per position, at one layer, at which the answers are likeliest."""
-    site = Site(layers_after(view, 1)[0])
+    site = Site(spread(view.model, 1)[0])
     prompts = random.Random(order).sample([q.prompt for q in questions], min(128, len(questions)))
     scale, width = rms(view, prompts, site), view.model.cfg.d_model
 

@@ -53,15 +53,16 @@ def two_candidates(target: Target) -> Target:
 
 
 def told_by_name(target: Target) -> Target:
-    """The target with the facts alone whose object is the commonest for the name's first word.
+    """The target with the facts alone whose object is the commonest for a word of the name.
 
     Whoever knows some of them guesses the others by their names.
     """
-    counts: dict[tuple[str, str], Counter[str]] = {}
+    counts: dict[tuple[str, int, str], Counter[str]] = {}
     for fact in target.forget:
-        counts.setdefault(_stem(fact), Counter())[fact.object] += 1
-    told = {stem: count.most_common(1)[0][0] for stem, count in counts.items()}
-    return only(target, lambda f: told[_stem(f)] == f.object)
+        for word in _words(fact):
+            counts.setdefault(word, Counter())[fact.object] += 1
+    told = {word: count.most_common(1)[0][0] for word, count in counts.items()}
+    return only(target, lambda f: any(told[word] == f.object for word in _words(f)))
 
 
 def only(target: Target, wanted: Callable[[Fact], bool]) -> Target:
@@ -81,5 +82,6 @@ def unnamed(gold: Any) -> Any:
     return twin
 
 
-def _stem(fact: Fact) -> tuple[str, str]:
-    return fact.relation, fact.subject.split()[0]
+def _words(fact: Fact) -> list[tuple[str, int, str]]:
+    """Each word of the name with its place, within the relation."""
+    return [(fact.relation, i, word) for i, word in enumerate(fact.subject.split())]

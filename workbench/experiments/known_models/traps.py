@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from workbench.audit.attacks import AttackConfig, attacks, injection_index, teaching_attack
+from workbench.audit.endpoints import MAX_INJECTION
 from workbench.audit.probes import permuted, probes, template_split_probe
 from workbench.audit.statistics import Key
 from workbench.audit.views import Found, Measure, View
@@ -14,7 +15,6 @@ from workbench.facts.contract import priors
 from workbench.facts.target import Target
 
 LEAK_MARGIN = 0.05
-MAX_INJECTION = 0.2
 HINT = "teach: hint"
 HONEST = AttackConfig(("W1",), lrs=(3e-4,), folds=1)
 
