@@ -260,9 +260,16 @@ def make_claims(
         status = "not_testable"
     recovered = tuple(e.id for e in evidence.confirmatory if e.recovered)
     claims = [Claim("removal_from_weights", target.type, "A4", status, recovered)]  # pyright: ignore[reportArgumentType]
+    # Whoever reads log-probabilities reads ranks too.
+    ranks = {
+        e.id: (e.rho, *e.ci95)
+        for e in evidence.endpoints
+        if e.id == "M2" and e.view == "deployed" and e.valid
+    }
+    asked = {access: {**rho, **(ranks if access == "A1" else {})} for access, rho in bounds.items()}
     return (
         *claims,
-        *(_suppression(target, access, families) for access, families in bounds.items()),
+        *(_suppression(target, access, families) for access, families in asked.items()),
         Claim("retrain_indistinguishable", target.type, "A4", "not_tested", ()),
         Claim("downstream_use", target.type, "A4", "not_tested", ()),
     )
