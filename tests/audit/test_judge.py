@@ -157,6 +157,10 @@ def test_push_down_is_read_from_the_bottom() -> None:
     assert set(ranks.selection.chosen) == {"rank -1"}
     assert (ranks.anti, ranks.recovered, ranks.rho > 0.8) == (True, True, True)
     assert endpoints(found)["open"].rho < 0
+    # Nobody who reads the first choice finds it, and whoever reads log-probabilities does.
+    claims = {c.access: c for c in found.claims if c.claim == "output_suppression"}
+    assert claims["A0"].status == "supported"
+    assert (claims["A1"].status, claims["A1"].evidence) == ("contradicted", ("M2",))
     assert "pushed below guessing" in found.verdict.sentence
     assert not any(e.anti for e in report("gold").endpoints)
 

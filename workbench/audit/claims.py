@@ -33,6 +33,13 @@ def make_claims(
         status = "not_testable"
     recovered = tuple(e.id for e in evidence.confirmatory if e.recovered)
     claims = [Claim("removal_from_weights", target.type, "A4", status, recovered)]  # pyright: ignore[reportArgumentType]
+    # Whoever reads log-probabilities reads ranks too, and can look for a prefix.
+    more = {
+        e.id: (e.rho, *e.ci95)
+        for e in evidence.endpoints
+        if e.id in ("M2", "prefix") and e.view == "deployed" and e.valid
+    }
+    asked = {access: {**rho, **(more if access == "A1" else {})} for access, rho in bounds.items()}
     if derived is not None:
         raised = tuple(f.name for f in derived.flags if f.name == "REDERIVABLE" and f.raised)
         state = "contradicted" if raised else "not_testable"
@@ -42,7 +49,7 @@ def make_claims(
         claims.append(Claim("removal_from_weights", "higher_order", "A4", "not_testable", ()))
     return (
         *claims,
-        *(_suppression(target, access, families) for access, families in bounds.items()),
+        *(_suppression(target, access, families) for access, families in asked.items()),
         _retrained(target, leaks, shadows),
         Claim("downstream_use", target.type, "A4", "not_tested", ()),
     )

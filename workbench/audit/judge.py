@@ -76,7 +76,7 @@ def judge(card: Card, measured: Measured) -> AuditReport:
     endpoints = _all_endpoints(facts, cast, rules, card, deltas, errors)
     attacks = make_attacks(cast, "deployed", rules)
     hooks = make_hooks(measured, cast, card)
-    bounds = _bounds(cast, families, rules, endpoints)
+    bounds = _bounds(cast, families, rules)
     derived, leaks = make_derivation(cast, rules.chance(), card.seed), make_leaks(cast, card.seed)
     shadows = make_shadows(facts, cast, card.seed)
     bare = facts.get(("edited", "weights"))
@@ -267,13 +267,8 @@ def _rates(endpoints: tuple[Endpoint, ...]) -> tuple[str, ...]:
     return next((e.selection.chosen for e in endpoints if e.id == "M4"), ())
 
 
-def _bounds(
-    cast: Cast, families: tuple[Family, ...], rules: Rules, endpoints: tuple[Endpoint, ...]
-) -> Bounds:
-    """Rho with its interval of every kept family, as text (A0) and with logits (A1).
-
-    And of the prefix that was searched for, which whoever reads logits can find too.
-    """
+def _bounds(cast: Cast, families: tuple[Family, ...], rules: Rules) -> Bounds:
+    """Rho with its interval of every kept family, as text (A0) and with logits (A1)."""
     bounds: Bounds = {"A0": {}, "A1": {}}
     for family in families:
         if not family.kept:
@@ -282,9 +277,6 @@ def _bounds(
         if family.access == "A0":
             bounds["A0"][name] = bounds_of(cast, family, rules, "text")
         bounds["A1"][name] = bounds_of(cast, family, rules)
-    prefix = next((e for e in endpoints if e.id == "prefix" and e.valid), None)
-    if prefix is not None:
-        bounds["A1"]["W10"] = prefix.rho, *prefix.ci95
     return bounds
 
 
