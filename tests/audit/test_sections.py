@@ -11,7 +11,7 @@ from workbench.audit.claims import MAX_GAP, make_claims
 from workbench.audit.cost import make_collateral
 from workbench.audit.endpoints import Rules
 from workbench.audit.reading import Cast
-from workbench.audit.schema import Gap, LeakRow
+from workbench.audit.schema import Family, Gap, LeakRow
 from workbench.audit.sections import (
     CHECKLISTS,
     make_coverage,
@@ -163,14 +163,21 @@ def test_removal_of_what_can_be_derived_is_never_supported() -> None:
 
 
 def test_coverage_names_what_was_run_and_what_was_not() -> None:
-    rows = make_coverage([Key("B10", "F", "raw"), Key("W1", "V", "centred")], 3)
+    asked = [Key("B10", "F", "raw"), Key("B7", "F", "raw"), Key("W1", "V", "centred")]
+    families = [
+        Family("B10", "case", "A0", True, "", {}, {}, {}),
+        Family("B10", "typo", "A0", False, "the original reaches .1", {}, {}, {}),
+        Family("B7", "4", "A1", False, "the original reaches .1", {}, {}, {}),
+    ]
+    rows = make_coverage(asked, 3, families)
     assert len(rows) == sum(len(items) for items in CHECKLISTS.values())
     by_item = {row.item: row for row in rows}
     assert by_item["other languages"].run == ("B10",)
     assert by_item["fine-tuning"].run == ("W1",)
+    assert by_item["relearning in context"].run == ()  # asked in vain
     assert by_item["comparison with retraining"].run == ("gold",)
     assert by_item["perturbed weights"].run == ()
-    assert not any(row.run for row in make_coverage([], 0))
+    assert not any(row.run for row in make_coverage([], 0, []))
 
 
 def test_cost_tells_divergence_flips_and_what_near_sets_lost() -> None:
@@ -190,7 +197,7 @@ def test_cost_tells_divergence_flips_and_what_near_sets_lost() -> None:
     assert (kept.flipped, found.dual_cost) == (1.0, pytest.approx(1.0))
     assert found.fluency == {"repeat4": (0.25, 0.25, 0.25)}
     plain = make_collateral(WORLD_CAST, rules)
-    assert (plain.dual_cost, plain.fluency) == (plain.dual_cost, {})
+    assert plain.fluency == {}
     assert all(s.kl_nats is None and s.flipped is None for s in plain.sets)
     assert make_fluency(WORLD_CAST) == {}
 

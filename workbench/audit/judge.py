@@ -116,7 +116,7 @@ def judge(card: Card, measured: Measured) -> AuditReport:
         shadows=shadows,
         depth=make_depth(cast),
         erasures=make_erasures(cast),
-        coverage=make_coverage(cast.edited, len(cast.golds)),
+        coverage=make_coverage(cast.edited, len(cast.golds), families),
         loo_verdicts=loo,
         verdict=verdict,
         leaks_off=off,

@@ -18,6 +18,7 @@ from workbench.audit.schema import (
     Derivation,
     DerivedFlag,
     Erasure,
+    Family,
     Gap,
     LeakRow,
     ShadowAttack,
@@ -186,9 +187,17 @@ def make_fluency(cast: Cast) -> dict[str, tuple[float, float, float | None]]:
     return found
 
 
-def make_coverage(edited: Iterable[Key], n_golds: int) -> tuple[Covered, ...]:
-    """Each entry of the published checklists, with what was run that speaks to it."""
-    ran = {key.endpoint for key in edited} | ({"gold"} if n_golds else set())
+def make_coverage(
+    edited: Iterable[Key], n_golds: int, families: Iterable[Family]
+) -> tuple[Covered, ...]:
+    """Each entry of the published checklists, with what was run that speaks to it.
+
+    A way of asking that the original itself cannot answer was asked in vain, and counts for none.
+    """
+    asked = {f.id: False for f in families}
+    asked |= {f.id: True for f in families if f.kept}
+    ran = {key.endpoint for key in edited if asked.get(key.endpoint, True)}
+    ran |= {"gold"} if n_golds else set()
     return tuple(
         Covered(checklist, item, by, tuple(b for b in by if b in ran))
         for checklist, items in CHECKLISTS.items()

@@ -1,11 +1,30 @@
 """Tables of what stands beside a verdict: derived knowledge, leaks, depth, text, coverage."""
 
+from statistics import fmean
 from typing import Any
 
 from workbench.audit.schema import AuditReport, Gap, ShadowAttack
-from workbench.report.markup import Html, folded, html, interval, note, number, table, terms, yes
+from workbench.report.markup import (
+    Html,
+    folded,
+    html,
+    interval,
+    note,
+    number,
+    small,
+    table,
+    terms,
+    yes,
+)
 from workbench.report.words import SIGNALS, TEXT
 
+BESIDE = {
+    "P7": "length of the probe's code",
+    "P8": "information beyond names and other facts",
+    "P11": "traces in the weights of MLPs",
+    "P12": "distance of the stream from the original's",
+    "P13": "features steered back",
+}
 VIEWS = {"Es": "Behind the filter", "Eh": "As deployed", "Ew": "Hooks off"}
 ROLES = {"Original": "O", "Edited": "E", "Gold": "G"}
 DEEP = {
@@ -140,6 +159,32 @@ def depth_part(report: AuditReport) -> Html:
         caption = "Hits that erasing what probes read costs, beyond random subspaces (P9)."
         parts = Html(parts + table("erasures", caption, head, rows))
     return folded("Depth and use", parts) if parts else Html()
+
+
+def readings_table(report: AuditReport) -> Html:
+    """What is measured beside the probes that decide: codes, information, traces, drift."""
+    found: dict[tuple[str, ...], dict[str, list[float]]] = {}
+    for r in report.rows:
+        if r.endpoint in BESIDE and r.subset in ("F", "V") and r.view in ("", "deployed"):
+            role = "gold" if r.role.startswith("gold-") else r.role
+            key = r.endpoint, r.setting, r.metric
+            found.setdefault(key, {}).setdefault(role, []).append(r.value)
+    rows = [
+        [
+            small(f"{key[0]} {BESIDE[key[0]]}", f"{key[1]}, {key[2].replace('_', ' ')}"),
+            *(
+                number(fmean(at[role]) if role in at else None)
+                for role in ("original", "edited", "gold")
+            ),
+        ]
+        for key, at in found.items()
+        if "edited" in at
+    ]
+    if not rows:
+        return Html()
+    head = {"Reading": "", **dict.fromkeys(("Original", "Edited", "Golds"), "number")}
+    caption = "Readings that decide nothing: only what goes beyond the golds says something."
+    return folded(f"Table of {len(rows)} other readings", table("readings", caption, head, rows))
 
 
 def text_table(report: AuditReport) -> Html:

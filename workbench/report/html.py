@@ -150,6 +150,7 @@ def _activations(report: AuditReport) -> Html:
         tables.probes_table(report),
         tables.hooks_part(report),
         beside.depth_part(report),
+        beside.readings_table(report),
     )
 
 
