@@ -184,6 +184,7 @@ class Synthetic:
             "profile": card.profile,
             "seed": card.seed,
             "thresholds": thresholds(),
+            "concept_sha256": "",
             "target": card.target.id,
             "target_sha256": card.target.facts_sha256,
             "folds": json.loads(json.dumps(self.folds)),

@@ -34,7 +34,7 @@ def test_limits_are_in_the_plan_but_do_not_decide_what_is_measured(
     club: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = make_plan(club, AuditConfig("quick"))
-    monkeypatch.setattr(room.gates, "MAX_INJECTION", 0.9)
+    monkeypatch.setattr(room.endpoints, "MAX_INJECTION", 0.9)
     after = make_plan(club, AuditConfig("quick"))
     assert plan_sha256(before) != plan_sha256(after)
     assert measuring_plan_sha256(before) == measuring_plan_sha256(after)

@@ -68,4 +68,4 @@ def test_erasing_the_answer_costs_answers_beyond_random_subspaces(found: Any) ->
     assert hit("layer 2, concept") < hit("none") - 0.2
     assert hit("layer 2, concept") < random
     left = found[Key("P9", "F", "guard", "layer 2, concept")].values
-    assert 0 <= left.max() < 0.7
+    assert 0 <= left.max() < 1.0

@@ -57,7 +57,8 @@ def dicts(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path, *(p for key, part in value.items() for p in dicts(part, (*path, key)))]
 
 
-OPEN = ("folds", "n", "prior", "candidates", "raw", "centred", "kappa", "env", "fluency")
+OPEN = ("folds", "n", "prior", "candidates", "raw", "centred", "kappa", "env", "fluency",
+        "alike_in_bits")  # fmt: skip
 
 
 def test_every_object_is_closed_and_whole(saved: Path, folder: Path) -> None:

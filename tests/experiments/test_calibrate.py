@@ -21,7 +21,7 @@ from workbench.experiments.calibrate import (
     table,
 )
 from workbench.experiments.known_models import BY_NAME, CASES, Built, Trap
-from workbench.experiments.known_models.checks import must_hold
+from workbench.experiments.known_models.checks import MUST_HOLD, must_hold
 from workbench.facts import load_facts
 
 WORLD = Synthetic()
@@ -78,7 +78,9 @@ def test_an_ablation_must_hide_and_leave_the_weights() -> None:
 def test_cases_are_named_by_number_or_name_and_others_are_refused() -> None:
     assert [c.name for c in chosen(["8", "gold"])[0]] == ["gold", "random weights", "noise"]
     assert [name for name, _ in chosen(["12"])[1]] == ["teaching attacks"]
-    assert len(chosen([])[0]) == len(CASES)
+    assert {c.number for c in chosen([])[0]} == set(range(1, 11))
+    assert len(chosen([], every=True)[0]) == len(CASES)
+    assert set(MUST_HOLD) <= set(BY_NAME)
     with pytest.raises(WorkbenchError, match="no case \\['sold'\\]: wanted some of"):
         chosen(["sold"])
 

@@ -9,6 +9,7 @@ import pytest
 
 from workbench.audit import derivation, hook_summary, summary, verdict
 from workbench.audit.schema import (
+    BATTERY_VERSION,
     AuditReport,
     Claim,
     Concept,
@@ -227,7 +228,7 @@ def test_other_reports_are_pages_too(changed, filtered, no_golds, quick, tmp_pat
     assert "filter refuses_toxins" in pages[1].text
     assert "There are no golds here" in pages[2].text
     assert not any("There are no golds here" in p.text for p in pages[:2])
-    assert "1.0, profile quick" in pages[3].text
+    assert f"{BATTERY_VERSION}, profile quick" in pages[3].text
     titled = Page(write_html(changed, tmp_path, title="A & B"))
     assert "A & B" in titled.text
 

@@ -29,7 +29,7 @@ from workbench.models.score import device_of, next_logits
 
 BLIND = Steps(260, 1e-3, keep=4.0, near=1)
 STUBBORN = Steps(150, 1e-3, keep=4.0, near=1)
-ALIKE = Steps(260, 1e-3, keep=4.0, near=1)
+ALIKE = Steps(420, 2e-3, keep=3.0, batch_size=64, near=1)
 LOCKED = Steps(260, 1e-3, keep=4.0, near=1)
 
 READ_LR, READ_WEIGHT = 1e-2, 0.5

@@ -436,7 +436,7 @@ CASES = (
         25,
         "scattered rmu",
         "SUPPRESSED",
-        _from_original(partial(tuned.rmu, scattered=True)),
+        _from_original(partial(tuned.rmu, given=tuned.SCATTER, scattered=True)),
         "as rmu, with a random vector for each name",
         also=("NOT_REMOVED",),
     ),

@@ -32,6 +32,7 @@ SOME = Steps(160, 1e-3, batch_size=16, texts=12, near=1)
 PUSH = Steps(420, 3e-3, keep=12.0, batch_size=16, near=2)
 NPO = Steps(220, 1e-3, keep=4.0, near=1)
 RMU = Steps(200, 2e-3, keep=3.0, near=1)
+SCATTER = Steps(400, 2e-3, keep=1.0, batch_size=64, near=1)
 TUNED = Steps(100, 3e-4)
 EPOCH = Steps(70, 1e-3, keep=2.0, batch_size=64, near=1)
 """About one pass over the forget facts of the bundled world in their templates."""
@@ -40,6 +41,7 @@ PUSHED_SCALE = 2.5
 NPO_BETA = 0.1
 RMU_LENGTH = 3.0
 SHARE = 0.15
+SCATTERED = 8
 NAME_TOKENS = 2
 """Of a name's tokens, the last that tell it from others."""
 
@@ -117,7 +119,7 @@ def rmu(
     """Streams of forget prompts, from the subject on, drawn to one random vector after block 1.
 
     Args:
-        scattered: each name has a random vector of its own, so that no one direction leads back.
+        scattered: names are dealt to several random vectors, so that no one direction leads back.
 
     Source: Li et al. 2024, arXiv 2403.03218, eq. 1 to 3. Differs: the direction is isotropic, the
     vector's length is in units of the stream's, tokens before the subject are left alone, and the
@@ -131,8 +133,10 @@ def rmu(
         next_logits(model, prompts(asked[:1], device))
         length = streams[site][0, 1:].norm(dim=-1).median()
     ends = [tuple(t.ids[: t.subject_end + 1][-NAME_TOKENS:]) for t in asked]
-    names = {end: i for i, end in enumerate(dict.fromkeys(ends))} if scattered else {}
-    controls = torch.randn(max(1, len(names)), model.cfg.d_model, generator=generator)
+    order = list(dict.fromkeys(ends))
+    names = {end: i % SCATTERED for i, end in enumerate(order)} if scattered else {}
+    shape = SCATTERED if scattered else 1, model.cfg.d_model
+    controls = torch.randn(shape, generator=generator)
     controls = RMU_LENGTH * length * functional.normalize(controls, dim=-1).to(device)
 
     def loss(now: Any) -> Float[Tensor, ""]:
