@@ -158,7 +158,7 @@ class Synthetic:
                     ("Blank at blocks.0.hook_resid_pre",) if identical else (),
                     "",
                     identical,
-                    WeightDelta(*((0, 0.0, 0) if identical else (3, 0.1, 8))),
+                    WeightDelta(*((0, 0.0, 0) if identical else (3, 0.1, 8)), {}),
                 ),
                 tuple(ModelInfo(f"{i}" * 64, f"gold-{i}", "neu") for i in range(count)),
             ),

@@ -152,7 +152,7 @@ def hook_checks() -> Found:
 
 def make_card(profile: str, golds: int, hooks: tuple[str, ...], filter_: str) -> Card:
     same = bool(hooks or filter_)
-    delta = WeightDelta(0, 0.0, 0) if same else WeightDelta(12, 0.0312, 4)
+    delta = WeightDelta(0, 0.0, 0, {}) if same else WeightDelta(12, 0.0312, 4, {})
     models = ModelsInfo(
         ModelInfo("ab" * 32, "valley", "all texts, seed 0"),
         EditedInfo(("ab" if same else "ef") * 32, hooks, filter_, same, delta),

@@ -107,7 +107,7 @@ class WeightDelta(_Closed):
     changed_tensors: int
     rel_fro: float
     max_rank: int
-    alike_in_bits: dict[str, float] = field(default_factory=dict)
+    alike_in_bits: dict[str, float]
 
 
 @dataclass(frozen=True)
