@@ -70,9 +70,9 @@ def run(config: CalibrateConfig, out: Path | str, say: Say = lambda line: None) 
     file = Path(out) / "calibration.json"
     target = load_facts(config.world).target(config.target)
     original, golds = load_model(config.world), load_golds(config.world)
-    battery, entries = _made_with(target, original, golds), []
+    made_with, entries = _made_with(target, original, golds), []
     kept = json.loads(file.read_text()) if file.is_file() else []
-    done = {(e["case"], e["seed"]): e for e in kept if e["battery"] == battery}
+    done = {(e["case"], e["seed"]): e for e in kept if e.get("made_with") == made_with}
     cases, traps = chosen(config.cases)
     jobs: list[tuple[str, int, Callable[[], Entry]]] = [
         (case.name, seed, partial(audit_case, case, seed, original, golds, target, config))
@@ -84,7 +84,7 @@ def run(config: CalibrateConfig, out: Path | str, say: Say = lambda line: None) 
         entry = done.pop((name, seed), None)
         if entry is None:
             started = time.monotonic()
-            entry = {**make(), "battery": battery, "date": f"{datetime.now(UTC):%Y-%m-%d}"}
+            entry = {**make(), "made_with": made_with, "date": f"{datetime.now(UTC):%Y-%m-%d}"}
             say(
                 f"{name} seed {seed}: {entry['verdict']}, {'right' if entry['ok'] else 'WRONG'}, "
                 f"{time.monotonic() - started:.0f} s"
