@@ -73,14 +73,14 @@ def run(config: CalibrateConfig, out: Path | str, say: Say = lambda line: None) 
     tells how well each endpoint keeps models apart.
 
     Raises:
-        WorkbenchError: a case that does not exist.
+        WorkbenchError: a case that does not exist, or entries that cannot be read.
     """
     file = Path(out) / "calibration.json"
     target = load_facts(config.world).target(config.target)
     original, golds = load_model(config.world), load_golds(config.world)
-    battery, entries = _made_with(target, original, golds), []
-    kept = json.loads(file.read_text()) if file.is_file() else []
-    done = {(e["case"], e["seed"]): e for e in kept if e["battery"] == battery}
+    made_with, entries = _made_with(target, original, golds), []
+    kept = _kept(file)
+    done = {(e["case"], e["seed"]): e for e in kept if e.get("made_with") == made_with}
     cases, traps = chosen(config.cases, config.all)
     jobs: list[tuple[str, int, Callable[[], Entry]]] = [
         (case.name, seed, partial(audit_case, case, seed, original, golds, target, config))
@@ -92,7 +92,7 @@ def run(config: CalibrateConfig, out: Path | str, say: Say = lambda line: None) 
         entry = done.pop((name, seed), None)
         if entry is None:
             started = time.monotonic()
-            entry = {**make(), "battery": battery, "date": f"{datetime.now(UTC):%Y-%m-%d}"}
+            entry = {**make(), "made_with": made_with, "date": f"{datetime.now(UTC):%Y-%m-%d}"}
             say(
                 f"{name} seed {seed}: {entry['verdict']}, {'right' if entry['ok'] else 'WRONG'}, "
                 f"{time.monotonic() - started:.0f} s"
@@ -102,14 +102,28 @@ def run(config: CalibrateConfig, out: Path | str, say: Say = lambda line: None) 
     say(f"\n{table(entries)}\n\n{file}")
     if config.all and not config.cases:
         say(f"\nρ by case, medians:\n{signature(entries)}")
-        say(f"\nhow well each endpoint tells:\n{_meta(entries, battery, Path(out))}")
+        say(f"\nhow well each endpoint tells:\n{_meta(entries, made_with, Path(out))}")
     return entries
 
 
-def _meta(entries: Sequence[Entry], battery: str, out: Path) -> str:
+def _kept(file: Path) -> list[Entry]:
+    """Entries of an earlier run."""
+    if not file.is_file():
+        return []
+    try:
+        kept = json.loads(file.read_text())
+        return [e for e in kept if e["case"] and e["seed"] >= 0]
+    except (ValueError, TypeError, KeyError) as broken:
+        raise WorkbenchError(
+            f"{file}: not the entries of a calibration ({broken!r}); move it away, and all is "
+            "done again from the jobs that are kept"
+        ) from broken
+
+
+def _meta(entries: Sequence[Entry], made_with: str, out: Path) -> str:
     """Writes `metacheck.json`, the table that the audit ships; returns it for people."""
     checked = metacheck.check(entries)
-    about = {"battery": battery, "date": max(e["date"] for e in entries)}
+    about = {"made_with": made_with, "date": max(e["date"] for e in entries)}
     write_json(out / "metacheck.json", {**about, "endpoints": metacheck.rows(checked)})
     return metacheck.table(checked)
 
