@@ -167,7 +167,7 @@ def test_a_run_that_is_cut_keeps_what_is_done(
 def test_entries_that_cannot_be_read_are_left_and_named(tmp_path: Path, content: str) -> None:
     file = tmp_path / "calibration.json"
     file.write_text(content)
-    with pytest.raises(WorkbenchError, match="calibration.json: not the entries"):
+    with pytest.raises(WorkbenchError, match=r"calibration\.json: not the entries"):
         run(CalibrateConfig(cases=("gold",)), tmp_path)
     assert file.read_text() == content
 
