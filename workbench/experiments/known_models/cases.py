@@ -42,6 +42,16 @@ class World:
         saes = self.saes or self.fitting
         return saes[seed % len(saes)]
 
+    def own_folder(self, case: str) -> Path:
+        """Where a case keeps what it trains.
+
+        Raises:
+            AuditError: none was given.
+        """
+        if self.folder is None:
+            raise AuditError(f"case {case!r} trains models of its own: wanted a folder for them")
+        return self.folder
+
     @cached_property
     def fitting(self) -> tuple[Any, ...]:
         return hooked.saes_of(self.original)
@@ -154,9 +164,9 @@ def _from_original(change: Callable[[Any, Target, int], Any]) -> Callable[[World
     return lambda world, seed: Built(change(world.original, world.target, seed), world.golds)
 
 
-def _error_kept(world: World, seed: int) -> Built:
-    edit = hooked.error_kept(world.original, world.target, world.sae(seed))
-    return Built((edit,), world.golds)
+def _error_kept(world: World, _seed: int) -> Built:
+    folder = world.own_folder("error kept")
+    return Built((hooked.error_kept(world.original, world.target, folder),), world.golds)
 
 
 def _one_gold(world: World, seed: int) -> Built:
@@ -172,10 +182,9 @@ def _narrowed(narrow_down: Callable[[Target], Target]) -> Callable[[World, int],
 
 
 def _entailed(world: World, _seed: int) -> Built:
-    if world.folder is None:
-        raise AuditError("case 'entailed' trains golds of its own: wanted a folder for them")
     target = derived.consequences(world.target.facts)
-    own, *others = derived.never_told(world.original, target, world.folder / "never-told")
+    folder = world.own_folder("entailed") / "never-told"
+    own, *others = derived.never_told(world.original, target, folder)
     return Built(own, tuple(others), target=target)
 
 
@@ -299,7 +308,7 @@ CASES = (
         "error kept",
         "SUPPRESSED",
         _error_kept,
-        "features that fire on the target are gone; what the SAE misses passes untouched",
+        "features that fire on the target are gone; the SAE misses others, which its error tells",
         ("error_carries_concept",),
         seeded=False,
         also=("NOT_REMOVED",),

@@ -1,12 +1,16 @@
 """Edits beside the weights: an ablation that works, one that does not, and a filter on text."""
 
+import copy
 import random
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from workbench.activations import harvest
 from workbench.audit.views import Filter
 from workbench.errors import SAEError
 from workbench.facts.mentions import name_finder
@@ -26,13 +30,17 @@ from workbench.locate.joint import Goal, choose_jointly
 from workbench.locate.rows import prompt_streams
 from workbench.models.load import weights_sha256
 from workbench.models.score import ask
-from workbench.sae.load import bundled_saes, load_sae
+from workbench.sae import TrainConfig, load_sae, train_sae
+from workbench.sae.load import bundled_saes
 
 GOAL = Goal(12.0, 12.0)
 DOSE = -8.0
 FALSE_ALARMS = 0.08
 RANDOM_FEATURES = 64
-FIRING = 400
+FIRING = 200
+NEVER = -1e6
+"""A bias below all that a feature reads."""
+SAMPLES = 600_000
 UNRELATED = 150
 
 
@@ -72,9 +80,38 @@ def random_ablation(model: Any, target: Target, sae: Any, seed: int) -> Gate:
     return random_control(_gated(model, target, Clamp(sae, firing, 0.0), seed), seed)
 
 
-def error_kept(model: Any, target: Target, sae: Any) -> Clamp:
-    """Sets the features that fire most on the target to zero, everywhere; the error stays."""
-    return Clamp(sae, rank(model, sae, target, FIRING, "frequency")[0], 0.0)
+def error_kept(model: Any, target: Target, folder: Path) -> Clamp:
+    """Sets the features that fire most on the target to zero, everywhere; the error stays.
+
+    They are those of an SAE that has lost the ones which told the target: what these said is now in
+    its error. It reads a late block, where linear probes read the answer.
+
+    Args:
+        folder: where the SAE is trained and kept.
+    """
+    sae = late_sae(model, target, folder)
+    poor = without(sae, rank(model, sae, target, FIRING, "frequency")[0])
+    return Clamp(poor, rank(model, poor, target, RANDOM_FEATURES, "frequency")[0], 0.0)
+
+
+def late_sae(model: Any, target: Target, folder: Path) -> Any:
+    """An SAE of the last block but one, trained on the facts' texts unless it was before."""
+    site = Site(max(0, len(model.blocks) - 2))
+    place = folder / f"sae-{weights_sha256(model)[:16]}-{site.name}"
+    if not (place / "cfg.json").is_file():
+        with TemporaryDirectory() as work:
+            acts = harvest(model, target.facts, site, Path(work) / "acts")
+            train_sae(acts, TrainConfig(samples=SAMPLES), place)
+    return load_sae(place)
+
+
+@torch.no_grad()
+def without(sae: Any, features: Int[Tensor, " k"]) -> Any:
+    """A copy of an SAE in which these features never fire."""
+    poor = copy.deepcopy(sae)
+    poor.W_enc[:, features] = 0.0
+    poor.b_enc[features] = NEVER
+    return poor
 
 
 def keyword_filter(target: Target) -> Filter:
