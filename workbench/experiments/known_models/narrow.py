@@ -1,5 +1,6 @@
 """Targets on which no audit can show absence, whoever is audited: too few facts, too easy ones."""
 
+import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,9 +14,8 @@ FEW, TWO = 20, 2
 
 
 def few_facts(target: Target, count: int = FEW) -> Target:
-    """The target with this many of its facts alone, spread over the folds."""
-    step = len(target.forget) / count
-    chosen = {target.forget[int(i * step)].key for i in range(count)}
+    """The target with this many of its facts alone, drawn from all of them."""
+    chosen = {f.key for f in random.Random(target.seed).sample(target.forget, count)}
     return only(target, lambda f: f.key in chosen)
 
 
@@ -41,7 +41,7 @@ def two_candidates(target: Target) -> Target:
     known = tuple(f for f in target.facts.facts if has(f))
     kept = {
         name: {key: tuple(f for f in facts if has(f)) for key, facts in sets.items()}
-        for name, sets in (("retain", target.retain), ("neighbours", target.neighbours))
+        for name, sets in (("retain", narrowed.retain), ("neighbours", target.neighbours))
     }
     return replace(
         narrowed,
@@ -66,13 +66,16 @@ def told_by_name(target: Target) -> Target:
 
 
 def only(target: Target, wanted: Callable[[Fact], bool]) -> Target:
-    """The target without the other forget facts and the entities that have none left."""
+    """The target without the other forget facts, and without entities and relations left bare."""
     forget = tuple(f for f in target.forget if wanted(f))
-    left = {f.subject for f in forget}
+    left, relations = {f.subject for f in forget}, {f.relation for f in forget}
     folds = {n: tuple(e for e in names if e in left) for n, names in target.folds.items()}
     keys = {f.key for f in forget}
     derived = tuple(f for f in target.derived if not keys.isdisjoint(f.premises))
-    return replace(target, forget=forget, folds=folds, derived=derived)
+    retain = {
+        n: tuple(f for f in facts if f.relation in relations) for n, facts in target.retain.items()
+    }
+    return replace(target, forget=forget, folds=folds, derived=derived, retain=retain)
 
 
 def unnamed(gold: Any) -> Any:
