@@ -17,6 +17,7 @@ from workbench.experiments.known_models import (
     adversarial,
     build,
     leaky_probe,
+    narrow,
     some_facts,
     teaching,
     tuned,
@@ -374,3 +375,19 @@ def test_a_case_that_trains_models_wants_a_folder(original, golds):
     for name in ("error kept", "entailed"):
         with pytest.raises(AuditError, match=f"{name}.*wanted a folder"):
             build(name, original, golds, TARGET)
+
+
+@pytest.mark.parametrize("narrowed", [narrow.few_facts, narrow.two_candidates, narrow.told_by_name])
+def test_a_narrowed_target_is_a_target_still(narrowed: Callable[[Any], Any]) -> None:
+    """Folds hold its entities, and what is retained is of its relations and candidates."""
+    made = narrowed(TARGET)
+    relations = {f.relation for f in made.forget}
+    candidates = {r.name: r.candidates for r in made.facts.relations}
+    assert 0 < len(made.forget) < len(TARGET.forget)
+    assert {e for names in made.folds.values() for e in names} == set(made.entities)
+    assert all(names for names in made.folds.values())
+    retained = [f for facts in made.retain.values() for f in facts]
+    assert {f.relation for f in retained} <= relations
+    assert all(f.object in candidates[f.relation] for f in (*made.forget, *retained))
+    alone = narrow.only(TARGET, lambda f: f.relation == "solvent")
+    assert {f.relation for facts in alone.retain.values() for f in facts} == {"solvent"}
