@@ -93,3 +93,18 @@ def test_baseline_holds_the_name_and_what_is_no_secret(club: Target) -> None:
     secret = {f.relation for f in club.forget}
     others = {f.relation for f in club.facts.facts} - secret
     assert (known.shape[1] > 1) == bool(others)
+
+
+def test_a_handful_of_facts_has_a_code_too(labels: Labels, club: Target) -> None:
+    """The first blocks hold one fact in all, of which nothing can be learned."""
+    facts = [next(f for f in club.forget if f.subject == e) for e in club.entities[:20]]
+    blocks = _blocks(facts, 0)
+    assert len(blocks[0]) == 1
+    bits = online_bits(
+        labels, facts, planted(labels, facts, 4.0), planted(labels, facts, 4.0, 1),
+        torch.tensor([1.0]),
+    )  # fmt: skip
+    assert torch.isfinite(bits).all()
+    first_two = [*blocks[0], *blocks[1]]
+    assert torch.equal(bits[0, first_two], uniform_bits(labels, facts)[first_two])
+    assert not torch.equal(bits[0], uniform_bits(labels, facts))

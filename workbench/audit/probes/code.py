@@ -29,7 +29,8 @@ def online_bits(
 
     Entities come in random order, in blocks. A block is coded by readers that were fitted on all
     facts of the blocks before it and to which one more of each candidate is added, since an
-    object may not have occurred; the first by a uniform code over the relation's candidates. A fact
+    object may not have occurred; the first, and any before two facts are known, by a uniform code
+    over the relation's candidates. A fact
     never helps to code another one about its own entity. Compression is the uniform code's
     length over the sum: 1 where nothing can be read, below 1 where readers are misled.
 
@@ -46,7 +47,7 @@ def online_bits(
     bits = uniform.expand(len(taught), -1).clone()
     for last in range(1, len(blocks)):
         known, coded = [i for block in blocks[:last] for i in block], blocks[last]
-        if not known or not coded:
+        if len(known) < 2 or not coded:  # of one row there is no spread to scale by
             continue
         frame = Frame.of(taught[:, known])
         readers = fitted(labels, _lesson(labels, frame, taught, facts, known), ridge)
