@@ -161,6 +161,15 @@ def test_a_run_that_is_cut_keeps_what_is_done(
     assert done == [("relearned", 0), ("relearned", 1), ("relearned", 2)]
 
 
+@pytest.mark.parametrize("content", ["", "[{]", "[3]", '{"case": 1}', '[{"case": "gold"}]'])
+def test_entries_that_cannot_be_read_are_left_and_named(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "calibration.json"
+    file.write_text(content)
+    with pytest.raises(WorkbenchError, match=r"calibration\.json: not the entries"):
+        run(CalibrateConfig(cases=("gold",)), tmp_path)
+    assert file.read_text() == content
+
+
 def test_a_trap_is_void_only_where_every_broken_reading_is_beyond_its_limit(
     done: list[tuple[str, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

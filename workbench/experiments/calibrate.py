@@ -65,13 +65,13 @@ def run(config: CalibrateConfig, out: Path | str, say: Say = lambda line: None) 
     done again, so that a run can be interrupted and goes on.
 
     Raises:
-        WorkbenchError: a case that does not exist.
+        WorkbenchError: a case that does not exist, or entries that cannot be read.
     """
     file = Path(out) / "calibration.json"
     target = load_facts(config.world).target(config.target)
     original, golds = load_model(config.world), load_golds(config.world)
     made_with, entries = _made_with(target, original, golds), []
-    kept = json.loads(file.read_text()) if file.is_file() else []
+    kept = _kept(file)
     done = {(e["case"], e["seed"]): e for e in kept if e.get("made_with") == made_with}
     cases, traps = chosen(config.cases)
     jobs: list[tuple[str, int, Callable[[], Entry]]] = [
@@ -93,6 +93,20 @@ def run(config: CalibrateConfig, out: Path | str, say: Say = lambda line: None) 
         write_json(file, [*entries, *done.values()])
     say(f"\n{table(entries)}\n\n{file}")
     return entries
+
+
+def _kept(file: Path) -> list[Entry]:
+    """Entries of an earlier run."""
+    if not file.is_file():
+        return []
+    try:
+        kept = json.loads(file.read_text())
+        return [e for e in kept if e["case"] and e["seed"] >= 0]
+    except (ValueError, TypeError, KeyError) as broken:
+        raise WorkbenchError(
+            f"{file}: not the entries of a calibration ({broken!r}); move it away, and all is "
+            "done again from the jobs that are kept"
+        ) from broken
 
 
 def _made_with(target: Target, original: Any, golds: Sequence[Any]) -> str:
