@@ -7,6 +7,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from workbench.errors import WorkbenchError
@@ -166,6 +167,7 @@ def _add_audit_commands(command: Command) -> None:
         "--bnb", nargs="*", default=[], choices=("int8", "nf4"),
         help="round by bitsandbytes as well, on CUDA",
     )  # fmt: skip
+    audit.add_argument("--device", default="cpu", help="of all models and edits")
     audit.add_argument("--seed", type=int, default=0)
     audit.add_argument(
         "--workers", type=int, default=2, help="jobs at a time (default: %(default)s)"
@@ -434,13 +436,14 @@ def _audit(args: argparse.Namespace) -> None:
     fixed = args.out.with_name(f"{args.out.name}-plan.json")
     write_json(fixed, plan)  # before the edited model is opened
     _say(f"plan: {fixed}, hash {plan_sha256(plan)[:12]}")
-    edits = list(load_edit(args.edit)) if args.edit else []
-    changed = [load_model(args.edited_model)] if args.edited_model else []
+    load = partial(load_model, device=args.device)
+    edits = list(load_edit(args.edit, args.device)) if args.edit else []
+    changed = [load(args.edited_model)] if args.edited_model else []
     report = audit(
-        load_model(args.model),
+        load(args.model),
         [*changed, *edits],
         target,
-        [load_model(g) for g in args.golds],
+        [load(g) for g in args.golds],
         config,
         _say,
         controls=random_controls(edits, 2 if args.profile == "quick" else 5),
@@ -448,8 +451,8 @@ def _audit(args: argparse.Namespace) -> None:
         prevents=args.prevents,
         concept=concept,
         shadows=(
-            [load_model(m) for m in args.shadows_unlearned],
-            [load_model(m) for m in args.shadows_retrained],
+            [load(m) for m in args.shadows_unlearned],
+            [load(m) for m in args.shadows_retrained],
         ),
         cache=args.cache,
     )

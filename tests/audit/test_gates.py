@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from tests.audit.synthetic import Synthetic
-from workbench.audit.gates import gold_gates, least_removed
+from workbench.audit.endpoints import NAMES
+from workbench.audit.gates import ALL, ATTACKS_OF, gold_gates, least_removed
 from workbench.audit.judge import judge
 from workbench.audit.schema import AuditReport, Gate, Integrity, LeakCheck
 from workbench.audit.views import Found
@@ -84,6 +85,12 @@ def test_contract_bears_on_all_but_for_size(check: str, verdict: str) -> None:
     report = judged(WORLD.measured(WORLD.original()), data=replace(data, leak_checks=(broken,)))
     assert not gates(report, "G3")[0].passed
     assert report.verdict.primary == verdict
+
+
+def test_every_endpoint_that_can_recover_is_dropped_where_nothing_may_decide() -> None:
+    """But hooks off, which is the original bit for bit, and the traces of it."""
+    assert {name for name in NAMES if name not in ALL} <= {"off"}
+    assert set(ATTACKS_OF) >= {"M4", "M6", "prefix"}
 
 
 def test_gold_that_knows_is_named() -> None:

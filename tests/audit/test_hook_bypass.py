@@ -42,14 +42,15 @@ def test_view_without_edits_finds_nothing(original: Any, club: Target) -> None:
 
 def test_honest_edit_is_not_bypassed(original: Any, club: Target) -> None:
     found = check("H5", original, club, Act(torch.zeros_like))
-    assert len(found) == len(SCALES) + 1 + len(DTYPES)
+    assert len(found) == len(SCALES) + 1 + len(DTYPES[torch.float32])
     assert all(scores.mean <= 0.35 for scores in found.values())
 
 
 def test_edit_that_changes_nothing_leaves_all_hits(original: Any, club: Target) -> None:
     found = check("H5", original, club, Act(lambda x: x))
     assert found[Key("H5", "F", "centred", "stream times 4")].mean > 0.9
-    exact = {k.setting: s.mean for k, s in found.items() if k.setting not in DTYPES}
+    types = ("bfloat16", "float64")
+    exact = {k.setting: s.mean for k, s in found.items() if k.setting not in types}
     assert len(set(exact.values())) == 1
     assert found[Key("H5", "F", "centred", "float64")].mean == pytest.approx(
         exact["copy"], abs=0.05
@@ -123,6 +124,14 @@ def test_baked_model_is_held_against_the_hooks(original: Any, club: Target) -> N
     assert same[Key("H8", "F", "difference")].mean == 0
     other = check("H8", original, club, Act(torch.zeros_like), baked=copied(original))
     assert other[Key("H8", "F", "difference")].mean > 0.1
+
+
+def test_baked_model_without_numbers_is_no_copy(original: Any, club: Target) -> None:
+    broken = copied(original)
+    with torch.no_grad():
+        broken.unembed.weight.fill_(float("nan"))
+    found = check("H8", original, club, Act(lambda x: x), baked=broken)
+    assert not found[Key("H8", "F", "difference")].values.max() <= 1.0
 
 
 def test_neither_model_nor_edit_is_changed(original: Any, club: Target) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from workbench.audit.hook_summary import _recomputed
+from workbench.audit.hook_summary import _ducked, _recomputed
 from workbench.audit.reading import Cast
 from workbench.audit.statistics import Key, Scores
 from workbench.audit.views import Found
@@ -40,3 +40,23 @@ def test_nothing_is_told_without_a_later_layer_or_without_a_split() -> None:
     assert gain(reads(0.9, 0.8, 0.2)) is None
     assert gain(reads(0.9, 0.8, 0.2, 0.6), split={}) is None
     assert gain(reads(0.9, 0.8, 0.2, 0.6), hooks=("Clamp at blocks.3.hook_resid_post",)) is None
+
+
+def answers(share: float, seed: int = 0) -> Scores:
+    values = (np.arange(40) < share * 40).astype(float)
+    names = tuple(f"n{i:02}" for i in range(40))
+    return Scores(np.random.default_rng(seed).permutation(values), names, ("r",) * 40)
+
+
+def ducked(*ways: float) -> bool:
+    b2 = Key("B2", "F", "centred")
+    checks = {Key("H5", "F", "centred", f"way {i}"): answers(w, i) for i, w in enumerate(ways)}
+    cast = Cast({}, {b2: answers(1.0)}, ({b2: answers(0.1)},))
+    return _ducked(checks, {b2: answers(0.1)}, cast, 0)
+
+
+def test_a_way_around_a_hook_is_told_from_the_luckiest_of_many() -> None:
+    assert ducked(0.1, 0.1, 0.6)
+    assert not ducked(0.1, 0.1, 0.1)
+    assert not ducked(*[0.1] * 6, 0.2)
+    assert not ducked()

@@ -1,6 +1,7 @@
 """Bits are saved where something can be read, and only beyond what is known anyway."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from workbench.audit.probes.code import (
     uniform_bits,
 )
 from workbench.audit.probes.labels import Labels
+from workbench.facts.schema import Fact
 from workbench.facts.target import Target
 
 
@@ -93,6 +95,28 @@ def test_baseline_holds_the_name_and_what_is_no_secret(club: Target) -> None:
     secret = {f.relation for f in club.forget}
     others = {f.relation for f in club.facts.facts} - secret
     assert (known.shape[1] > 1) == bool(others)
+
+
+def test_baseline_leaves_out_what_follows_from_the_secret(club: Target) -> None:
+    """A consequence of each forgotten fact about one relation would give that fact away."""
+    asked = [f for f in club.forget if f.relation == club.forget[0].relation]
+    told = [
+        Fact(f.subject, "told", f"told {f.object}", f.templates, f.audit_templates)
+        for f in (*asked, *club.retain["R_tr"])
+    ]
+    follows = [replace(f, premises=((f.subject, asked[0].relation),)) for f in told]
+    names = torch.zeros(1, len(asked), 1)
+
+    def columns(more: list[Fact], derived: tuple[Fact, ...]) -> int:
+        facts = replace(club.facts, facts=(*club.facts.facts, *more))
+        target = replace(club, facts=facts, derived=derived)
+        return baseline(target, names, asked, asked).shape[1]
+
+    secret = tuple(f for f in follows if f.subject in {a.subject for a in asked})
+    plain = columns([], ())
+    assert columns(told, ()) > plain
+    assert columns(follows, secret) == plain
+    assert columns([replace(f, stated=False) for f in told], ()) == plain
 
 
 def test_a_handful_of_facts_has_a_code_too(labels: Labels, club: Target) -> None:

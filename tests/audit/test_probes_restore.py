@@ -42,6 +42,12 @@ def test_constant_push_is_undone(original: Any, club: Target) -> None:
     assert mean(found, "V") > 0.8
 
 
+def test_two_dictionaries_of_one_site_are_two_jobs(original: Any, club: Target) -> None:
+    plain = SimpleNamespace(W_dec=torch.eye(32), encode=lambda x: x)
+    pairs = [(Site(1), plain), (Site(1), plain), (Site(0), plain)]
+    assert len(restore_jobs(club, View("original", "", original), pairs)) == 3
+
+
 def test_model_that_never_knew_is_taught_nothing(
     original: Any, club: Target, golds: list[Any]
 ) -> None:

@@ -12,13 +12,14 @@ from torch import Tensor
 from workbench.audit.questions.damage import (
     candidate_logprobs,
     continuations,
-    damage,
     damage_questions,
     divergence_nats,
     flipped,
+    fluency,
     is_refusal,
     n_gram_entropy_bits,
     repeat_rate,
+    shifted_answers,
 )
 from workbench.audit.statistics import Key, Scores
 from workbench.audit.views import Found, View
@@ -33,7 +34,7 @@ def before(original: Any, club: Target) -> Found:
 
 def measured(view: View, target: Target) -> Found:
     found: Found = {}
-    for job in damage(target, 0).values():
+    for job in (shifted_answers(target, 0), fluency(target, 0)):
         found |= job(view)
     return found
 
@@ -150,7 +151,7 @@ def scripted(club: Target) -> Callable[[Callable[[str], str]], View]:
 def test_a_loop_is_found(
     before: Found, club: Target, scripted: Callable[[Callable[[str], str]], View]
 ) -> None:
-    looped = damage(club, 0)["fluency"](scripted(lambda _: "no"))
+    looped = fluency(club, 0)(scripted(lambda _: "no"))
     assert before[Key("fluency", "kept", "repeat4")].mean < 0.05
     assert looped[Key("fluency", "kept", "repeat4")].mean > 0.8
     for metric in ("entropy2_bits", "entropy3_bits"):
@@ -171,8 +172,8 @@ def test_refusals_are_counted(
 
     key = Key("fluency", "R_te", "refused")
     assert before[key].mean == 0
-    assert damage(club, 0)["fluency"](scripted(refuses))[key].mean == 1
-    assert damage(club, 0)["fluency"](scripted(lambda _: "no"))[key].mean == 0
+    assert fluency(club, 0)(scripted(refuses))[key].mean == 1
+    assert fluency(club, 0)(scripted(lambda _: "no"))[key].mean == 0
 
 
 def test_a_filter_refuses_what_it_stops(original: Any, club: Target) -> None:
@@ -180,7 +181,7 @@ def test_a_filter_refuses_what_it_stops(original: Any, club: Target) -> None:
     relation = {q.fact.relation for q in damage_questions(club, 0)["R_te"]}
     assert relation == {"city", "drink"}
     stops = View("edited", "text", original, filter=lambda text: "some" in text.split())
-    found = damage(club, 0)["fluency"](stops)[key]
+    found = fluency(club, 0)(stops)[key]
     wanted = [r == "drink" for r in found.relations]
     assert found.values.tolist() == wanted
 

@@ -127,7 +127,7 @@ def test_leaks_are_told_with_the_reason_of_those_that_do_not_apply() -> None:
 
 
 def leak(value: float, low: float, high: float, leaks: bool) -> LeakRow:
-    return LeakRow("loss_nats", "", None, 1.0, (0.5,), Gap(value, low, high), 0.0, leaks)
+    return LeakRow("loss_nats", "", None, 1.0, (0.5,) * 3, Gap(value, low, high), 0.0, leaks)
 
 
 @pytest.mark.parametrize(
@@ -136,6 +136,8 @@ def leak(value: float, low: float, high: float, leaks: bool) -> LeakRow:
         ((), "not_tested"),
         ((leak(0.0, -0.01, 0.01, False),), "supported"),
         ((leak(0.0, -0.2, 0.2, False),), "not_testable"),
+        ((replace(leak(0.0, -0.01, 0.01, False), original=0.52),), "not_testable"),
+        ((replace(leak(0.0, -0.01, 0.01, False), golds=(0.5,)),), "not_testable"),
         ((leak(0.3, 0.2, 0.4, True),), "contradicted"),
         ((leak(-0.3, -0.4, -0.2, True), leak(0.0, -0.01, 0.01, False)), "contradicted"),
         ((replace(leak(0.0, 0.0, 0.0, False), gap=None),), "not_testable"),

@@ -111,6 +111,13 @@ def entry(name: str, seed: int, verdict: str = "NOT_REMOVED") -> dict[str, Any]:
     }  # fmt: skip
 
 
+def test_a_verdict_that_is_honest_too_is_counted_apart() -> None:
+    assert BY_NAME["gold tuned on"].also == ("INCONCLUSIVE",)
+    right, other = entry("gold tuned on", 0, "REMOVED"), entry("gold tuned on", 1, "INCONCLUSIVE")
+    told = table([right, {**other, "ok": True}]).splitlines()[-1]
+    assert "REMOVED or INCONCLUSIVE" in told and "| 1/2 and 1 as honest |" in told
+
+
 @pytest.fixture
 def done(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """What was audited; the audits themselves take no time."""

@@ -56,6 +56,16 @@ def test_edits_of_different_targets_are_not_compared(reports: dict[str, AuditRep
         pareto_figure({**reports, "other": replace(first, card=other)})
 
 
+def test_audits_that_tried_less_are_not_compared_with_those_that_tried_more(
+    reports: dict[str, AuditReport],
+) -> None:
+    first = next(iter(reports.values()))
+    for change in ({"profile": "full"}, {"battery_sha256": "0" * 64}):
+        other = replace(first, card=replace(first.card, **change))
+        with pytest.raises(DataError, match="differ in nothing but the edit"):
+            pareto_figure({**reports, "other": other})
+
+
 def test_page_is_written_by_one_command(
     reports: dict[str, AuditReport], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,13 +1,17 @@
 """What people say of an edit, and whether an audit bears it out."""
 
 from collections.abc import Sequence
+from statistics import fmean
 
 from workbench.audit.endpoints import RECOVERED_RHO
+from workbench.audit.gates import MIN_GOLDS
 from workbench.audit.schema import Claim, Derivation, LeakRow, ShadowAttack, TargetInfo, Verdict
 from workbench.audit.verdict import Evidence
 
 MAX_GAP = 0.05
 """Of the AUC of a signal of membership from the golds', either way."""
+LEAST_LEAK = 0.10
+"""By how much a signal must tell the original from golds before its silence says anything."""
 Bounds = dict[str, dict[str, tuple[float, float, float]]]
 """Rho with its interval by access level and kept family."""
 
@@ -76,7 +80,8 @@ def _retrained(target: TargetInfo, leaks: Sequence[LeakRow], shadows: ShadowAtta
 
     By at least the margin, and in whatever view: whoever has the weights may take hooks off.
 
-    Supported if no signal could by more than the margin.
+    Supported if no signal could by more than the margin, beside enough golds, and some of them told
+    the original apart: signals that are blind to it say nothing of the edited model.
     """
     told = tuple(
         dict.fromkeys(
@@ -91,8 +96,19 @@ def _retrained(target: TargetInfo, leaks: Sequence[LeakRow], shadows: ShadowAtta
         status = "not_tested"
     elif told:
         status = "contradicted"
-    elif gaps and all(gap.low >= -MAX_GAP and gap.high <= MAX_GAP for gap in gaps):
+    elif (
+        any(_sees(leak) for leak in leaks)
+        and gaps
+        and all(gap.low >= -MAX_GAP and gap.high <= MAX_GAP for gap in gaps)
+    ):
         status = "supported"
     else:
         status = "not_testable"
     return Claim("retrain_indistinguishable", target.type, "A4", status, told)
+
+
+def _sees(leak: LeakRow) -> bool:
+    """Whether the signal tells the original, which was trained on the target, from enough golds."""
+    if leak.original is None or len(leak.golds) < MIN_GOLDS:
+        return False
+    return abs(leak.original - fmean(leak.golds)) >= LEAST_LEAK

@@ -105,7 +105,7 @@ def read_concept(path: Path | str) -> HigherOrder:
 
 
 def require_held_out(concept: HigherOrder, facts: FactSet) -> None:
-    """Raises DataError if a prompt stands in the training texts or among training prompts."""
+    """Raises DataError if a prompt stands in a training text, statements of facts among them."""
     texts = "\n".join(d.text for d in facts.corpus)
     seen = [p.prompt for p in concept.probes if p.prompt in texts]
     if seen:

@@ -198,7 +198,7 @@ def _above(gap: Interval) -> bool:
 
 
 def _lost(name: str, keys: Sequence[Key], cast: Cast, seed: int) -> Flag:
-    """Read where the loss is largest."""
+    """Read where the loss is largest, at a level that is shared out among the places."""
     reference = cast.golds or (cast.original,)
     asked = [key for key in keys if key in cast.edited]
     means = {key: float(np.mean([g[key].mean for g in reference])) for key in asked}
@@ -211,14 +211,15 @@ def _lost(name: str, keys: Sequence[Key], cast: Cast, seed: int) -> Flag:
     draws = resampled_means(scores, seed)
     lost = draws[0] - gold_mean_draws(draws[1:], golds, seed)
     at = _interval(scores[0].mean - means[key], lost, scores[0])
-    raised = at.high < 0 and at.value <= -LOST
+    strict = _interval(at.value, lost, scores[0], 1 - 0.05 / len(able))
+    raised = strict.high < 0 and at.value <= -LOST
     much = f"{key.subset}, {key.setting}: {round(at.value, 3) + 0.0:+g} against the reference"
     return Flag(name, raised, much, scores[0].mean, at, means[key])
 
 
-def _interval(value: float, draws: np.ndarray, like: Scores) -> Interval:
+def _interval(value: float, draws: np.ndarray, like: Scores, level: float = 0.95) -> Interval:
     few = like.n_entities < MIN_ENTITIES
-    return Interval(value, -1.0, 1.0) if few else percentile(value, draws)
+    return Interval(value, -1.0, 1.0) if few else percentile(value, draws, level)
 
 
 def _composed(target: Target) -> tuple[Question, ...]:

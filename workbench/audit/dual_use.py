@@ -111,5 +111,5 @@ def _masses(
     for batch in batches_by_length(rows, BATCH_TOKENS):
         x = residuals(model, batch_of(model, rows, batch), [edit.site])[edit.site]
         acts = sae.encode(x.to(sae.W_dec))[..., features].abs().sum(-1)
-        masses[batch] = acts.double().mean(1).cpu().numpy()
+        masses[batch] = acts.cpu().double().mean(1).numpy()
     return masses

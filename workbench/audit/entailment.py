@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
+from math import prod
 
 from workbench.errors import AuditError
 from workbench.facts.schema import FactKey, FactSet
@@ -63,16 +64,22 @@ def supports(
         for premises, conclusion in steps:
             if not all(p in ways for p in premises):
                 continue
+            if prod(len(ways[p]) for p in premises) > MAX_SUPPORTS:
+                raise _too_many(conclusion)
             new = {frozenset().union(*w) for w in itertools.product(*(ways[p] for p in premises))}
             least = _least(ways.get(conclusion, set()) | new)
             if least != ways.get(conclusion):
                 ways[conclusion], grew = least, True
             if len(least) > MAX_SUPPORTS:
-                raise AuditError(
-                    f"{conclusion} follows in more than {MAX_SUPPORTS} ways: too many to "
-                    "enumerate; examine facts with shorter derivations"
-                )
+                raise _too_many(conclusion)
     return _in_order(ways.get(goal, set()))
+
+
+def _too_many(conclusion: FactKey) -> AuditError:
+    return AuditError(
+        f"{conclusion} follows in more than {MAX_SUPPORTS} ways: too many to enumerate; examine "
+        "facts with shorter derivations"
+    )
 
 
 def minimal_sets(

@@ -14,8 +14,8 @@ MIN_GOLDS = 3
 LOO_REMOVED = 0.9
 SIZE_CHECKS = ("forget_facts", "forget_entities", "candidates", "templates", "audit_templates")
 """Contract checks that bear on absence alone; all others must hold for any verdict."""
-ALL = ("open", "text", "lens", "off", *CONFIRMATORY)
-ATTACKS_OF = {"M4": ("W1",), "M6": PERTURBATIONS}
+ALL = ("open", "text", "lens", "off", "prefix", *CONFIRMATORY)
+ATTACKS_OF = {"M4": ("W1",), "M6": PERTURBATIONS, "prefix": ("W10",)}
 
 
 def make_gates(

@@ -19,7 +19,12 @@ from workbench.models.score import Answers, ask
 
 SCALES = (0.25, 0.5, 2.0, 4.0)
 """Powers of two, so that scaling there and back changes no bit of a stream without edits."""
-DTYPES: Mapping[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float64": torch.float64}
+DTYPES: Mapping[torch.dtype, tuple[torch.dtype, ...]] = {
+    torch.float32: (torch.bfloat16, torch.float64),
+    torch.bfloat16: (torch.float32,),
+    torch.float16: (torch.float32,),
+}
+"""By the model's own type, those that it is met in besides; no copy takes more than twice."""
 DOSES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 
 
@@ -92,7 +97,9 @@ def _ways(view: View) -> Iterator[tuple[str, View]]:
         ]
         yield f"stream times {factor:g}", replace(view, edits=around)
     yield "copy", replace(view, model=copied(view.model), edits=deepcopy(view.edits))
-    for name, dtype in DTYPES.items():
+    own = next(p.dtype for p in view.model.parameters() if p.is_floating_point())
+    for dtype in DTYPES.get(own, ()):
+        name = str(dtype).removeprefix("torch.")
         yield name, replace(view, model=copied(view.model).to(dtype))
 
 
@@ -122,5 +129,7 @@ def _baked(view: View, target: Target, baked: Any) -> Found:
     questions = ask(target.forget, "audit")
     hooked = put(view.model, view.edits, target.facts, questions).answers
     folded = put(baked, (), target.facts, questions).answers
-    apart = (hooked.logprobs - folded.logprobs).nan_to_num(0.0).abs().amax(1)
+    # Where both are -inf an object is no candidate; any other difference counts, NaN as well.
+    neither = hooked.logprobs.isneginf() & folded.logprobs.isneginf()
+    apart = (hooked.logprobs - folded.logprobs).masked_fill(neither, 0.0).abs().amax(1)
     return {Key("H8", "F", "difference"): scored(hooked, apart.double())}

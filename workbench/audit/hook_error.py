@@ -128,7 +128,7 @@ def _means(
     count = 0
     for batch in batches_by_length(rows, BATCH_TOKENS):
         x = residuals(model, batch_of(model, rows, batch), [site])[site][:, first:]
-        parts = torch.stack([part.double().sum((0, 1)) for part in _parts(sae, x)])
+        parts = torch.stack([part.cpu().double().sum((0, 1)) for part in _parts(sae, x)])
         total, count = total + parts.cpu(), count + x.shape[0] * x.shape[1]
     xhat, error = (total / max(count, 1)).float()
     return (xhat, error), first

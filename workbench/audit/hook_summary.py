@@ -95,21 +95,20 @@ def _doses(checks: Found) -> dict[str, dict[str, float]]:
 def _ducked(checks: Found, found: Found, cast: Cast, seed: int) -> bool:
     """H5: whether a way of meeting the edit that should not matter gives more answers.
 
-    By a tenth of what the original knows beyond golds or base rates, and above zero.
+    By a tenth of what the original knows beyond golds or base rates, and above zero at a level that
+    is shared out among the ways (Holm's first step), since the best of them is looked at.
     """
     usual, known = found.get(Key("B2", "F", "centred")), cast.original.get(_B2)
-    ways = [s for k, s in checks.items() if k.endpoint == "H5"]
+    ways = [s.by_fact() for k, s in checks.items() if k.endpoint == "H5"]
     if usual is None or known is None or not ways:
         return False
     golds = [g[_B2].mean for g in cast.golds if _B2 in g]
     span = known.mean - (float(np.mean(golds)) if golds else 0.0)
-    best = max((s.by_fact() for s in ways), key=lambda s: s.mean)
     usual = usual.by_fact()
-    gained, of = resampled_means([best, usual], seed)
-    return (
-        span > 0
-        and best.mean - usual.mean >= RECOVERED_RHO * span
-        and p_above_zero(gained - of) < 0.05
+    *gained, of = resampled_means([*ways, usual], seed)
+    return span > 0 and any(
+        way.mean - usual.mean >= RECOVERED_RHO * span and p_above_zero(more - of) < 0.05 / len(ways)
+        for way, more in zip(ways, gained, strict=True)
     )
 
 

@@ -287,7 +287,7 @@ def _limits(
     if card.profile == "quick":
         limits.append(
             "The quick profile asks few kinds of questions, relearns on one rotation of the folds "
-            "and perturbs nothing else: it never gives REMOVED."
+            "and perturbs weights by rounding to 4 bits alone: it never gives REMOVED."
         )
     facts, entities = FULL_SIZE
     if card.target.n_facts < facts or card.target.n_entities < entities:

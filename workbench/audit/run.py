@@ -18,7 +18,7 @@ from workbench.audit.admit import (
 )
 from workbench.audit.attacks import attacks
 from workbench.audit.attacks.direction import behind_jobs
-from workbench.audit.attacks.quantise import rounded_alike
+from workbench.audit.attacks.quantise import require_bnb, rounded_alike
 from workbench.audit.concepts import (
     HigherOrder,
     concept_info,
@@ -73,6 +73,7 @@ from workbench.facts.target import Target
 from workbench.hooks import Intervention, Site
 from workbench.models.copies import copied
 from workbench.models.load import model_name, weights_sha256
+from workbench.models.score import device_of
 
 Say = Callable[[str], None]
 Shadows = tuple[Sequence[Any], Sequence[Any]]
@@ -131,6 +132,8 @@ def audit(
     if concept is not None:
         require_held_out(concept, target.facts)
         require_words(concept, model.tokenizer)
+    if config.bnb:
+        require_bnb(device_of(model))
     plan = make_plan(target, config, concept)
     if plan_hash is not None and plan_hash != plan_sha256(plan):
         raise AuditError(
@@ -138,7 +141,7 @@ def audit(
             "settings or battery have changed since; write it down anew before opening the edit"
         )
     changed, edits = _parted(model, edit)
-    views, recipes = _admitted(model, changed, edits, target, golds, filter)
+    views, recipes = _admitted(model, changed, edits, target, golds, filter, baked)
     hashes = {(v.role, v.view): weights_sha256(v.model) for v in views}
     views = _apart(views, hashes)
     views += [
@@ -225,6 +228,7 @@ def _admitted(
     target: Target,
     golds: Sequence[Any],
     filter: Filter | None,
+    baked: Any,
 ) -> tuple[list[View], list[str]]:
     """The views of the audit, all of which fit, and what is known of how golds were made."""
     require_model("the original", model, model)
@@ -234,6 +238,8 @@ def _admitted(
         require_model(f"gold {i}", gold, model)
         recipes.append(gold_recipe(f"gold {i}", gold, target))
     require_edits(edits, changed)
+    if baked is not None:
+        require_model("the baked model", baked, model)
     views = [View("original", "", model), View("edited", "deployed", changed, edits)]
     if edits:
         views.append(View("edited", "weights", changed))

@@ -14,6 +14,7 @@ import torch
 
 from workbench.artifacts import write_json
 from workbench.audit import AuditConfig, AuditReport, audit
+from workbench.audit.faithfulness import LEAST_AUC, faithfulness
 from workbench.audit.plan import target_sha256
 from workbench.audit.store import cache_folder, source_sha256
 from workbench.errors import WorkbenchError
@@ -135,10 +136,11 @@ ROOMS = ("audit", "experiments", "facts", "hooks", "interventions", "locate", "m
 def _made_with(target: Target, original: Any, golds: Sequence[Any]) -> str:
     """Hash of all that an entry rests on: the source, the facts, the models.
 
-    Not the table of `metacheck`, which is made of entries.
+    Of the table of `metacheck`, which is made of entries, what it takes from endpoints alone.
     """
     models = [weights_sha256(model) for model in (original, *golds)]
-    parts = [source_sha256(*ROOMS), target_sha256(target), *models]
+    blunt = sorted(name for name, told in faithfulness().items() if told < LEAST_AUC)
+    parts = [source_sha256(*ROOMS), target_sha256(target), *models, *blunt]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

@@ -215,10 +215,10 @@ def costs_table(report: AuditReport) -> Html:
 
 def coverage_table(report: AuditReport) -> Html:
     """Published checklists, and what of this audit speaks to each entry."""
-    rows = [
-        [c.item, c.checklist, ", ".join(c.run) or "nothing", ", ".join(set(c.by) - set(c.run))]
-        for c in report.coverage
-    ]
+    rows = []
+    for c in report.coverage:
+        missing = ", ".join(b for b in c.by if b not in c.run)
+        rows.append([c.item, c.checklist, ", ".join(c.run) or "nothing", missing])
     head = {"Entry": "", "Checklist": "remark", "Run here": "", "Not run": ""}
     return folded("Coverage of published checklists", table("coverage", "Coverage.", head, rows))
 

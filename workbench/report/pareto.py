@@ -1,8 +1,9 @@
 """Edits side by side: what each removes for good against what it leaves of the rest."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -85,14 +86,15 @@ def pareto_figure(reports: Mapping[str, AuditReport]) -> go.Figure:
         reports: by the name that the figure gives each edit.
 
     Raises:
-        DataError: reports of different targets, which cannot be compared.
+        DataError: reports of different targets, profiles, batteries or golds, which cannot be
+            compared: what was not tried brings nothing back.
     """
-    targets = {(r.card.target.id, r.card.target.facts_sha256) for r in reports.values()}
-    if len(targets) > 1:
-        raise DataError(
-            f"reports of {len(targets)} targets ({', '.join(sorted({t for t, _ in targets}))}): "
-            "wanted reports of the same facts and folds"
-        )
+    for what, told in _alike(reports.values()).items():
+        if len(told) > 1:
+            raise DataError(
+                f"reports of {len(told)} {what} ({', '.join(sorted(map(str, told)))}): wanted "
+                "reports that differ in nothing but the edit"
+            )
     read = {name: spots(reports, name) for name in PANELS}
     read = {name: found for name, found in read.items() if found}
     if not read:
@@ -109,6 +111,17 @@ def pareto_figure(reports: Mapping[str, AuditReport]) -> go.Figure:
     figure.update_xaxes(range=[-0.05, 1.08])
     figure.update_xaxes(title="locality: what was to stay<br>(1 = as a gold)", row=len(read), col=1)
     return laid_out(figure, 140 + 420 * len(read))
+
+
+def _alike(reports: Iterable[AuditReport]) -> dict[str, set[Any]]:
+    """What reports must have in common to stand in one figure."""
+    cards = [report.card for report in reports]
+    return {
+        "targets": {c.target.id for c in cards},
+        "versions of the facts": {c.target.facts_sha256[:12] for c in cards},
+        "profiles": {c.profile for c in cards},
+        "batteries": {c.battery_sha256[:12] for c in cards},
+    }
 
 
 def compared_table(reports: Mapping[str, AuditReport]) -> Html:

@@ -86,6 +86,7 @@ def matrices(model: Any) -> dict[str, bool]:
     found = {name: transposed[id(w)] for name, w in named.items() if id(w) in transposed}
     if not found:
         raise AuditError(
-            f"{type(model).__name__} has no weight matrix in its blocks: leave W5 and W6 out"
+            f"{type(model).__name__} has no weight matrix of floats in its blocks to round or "
+            "prune: load it without quantisation"
         )
     return found

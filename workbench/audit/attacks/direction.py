@@ -59,8 +59,10 @@ def behind_jobs(
 ) -> dict[str, Measure]:
     """W8's vector at the layer of the last of these edits, one job per fold, for any view.
 
-    What a hook changes is met behind it. None where there is no edit, or where `direction_jobs`
-    adds a vector there anyway. Models without hooks are given the vector at the same layer.
+    What a hook changes is met behind it. Behind the last block a vector would move all answers
+    alike, which centring undoes: a hook there is met one block before. None where there is no edit,
+    or where `direction_jobs` adds a vector there anyway. Models without hooks are given the vector
+    at the same layer.
     """
     last = max(0, len(blocks_of(model)) - 2)
     layer = min(last, max((edit.site.layer for edit in edits), default=0))

@@ -164,7 +164,7 @@ def input_norms(view: View, prompts: Sequence[str]) -> Norms:
     if not squares:
         raise AuditError(
             f"{type(view.model).__name__} has no linear layer in its blocks whose inputs could be "
-            "read: leave W6 out of the attacks"
+            "read, as pruning wants: open it with load_model, which gives a TransformerBridge"
         )
     return {name: total.sqrt() for name, total in squares.items()}
 

@@ -95,7 +95,7 @@ def bnb_rounded(weight: Float[Tensor, "*row column"], kind: str) -> Float[Tensor
     Raises:
         AuditError: bitsandbytes is not installed, or the weights are not on a CUDA device.
     """
-    functional = _bnb(weight.device)
+    functional = require_bnb(weight.device)
     flat = weight.flatten(0, -2).contiguous()
     if kind == "nf4":
         stored, state = functional.quantize_4bit(flat, blocksize=64, quant_type="nf4")
@@ -106,7 +106,12 @@ def bnb_rounded(weight: Float[Tensor, "*row column"], kind: str) -> Float[Tensor
     return read.to(weight.dtype).view_as(weight)
 
 
-def _bnb(device: torch.device) -> Any:
+def require_bnb(device: torch.device) -> Any:
+    """The functions of bitsandbytes.
+
+    Raises:
+        AuditError: it is not installed, or the device is no CUDA device.
+    """
     if device.type != "cuda":
         raise AuditError(
             f"bitsandbytes rounds weights on CUDA alone, and the model is on {device}: move it, or "

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 
 from workbench.audit.attacks.config import AttackConfig
+from workbench.audit.attacks.fitting import EMBEDDINGS, UNASKED
 from workbench.audit.attacks.relearn import course
 from workbench.audit.attacks.training import finetuned, score
 from workbench.audit.questions.scorer import centred, hits, put, scored
@@ -23,11 +24,8 @@ from workbench.hooks import Intervention, Site, edited
 from workbench.models.score import Question, ask, device_of, next_logits, object_tokens
 from workbench.models.train import pad_rows
 
-EMBEDDINGS = Site(0, "resid_pre")
 STEPS = (0, 32, 96)
 SOFT_FACTS, SOFT_STEPS, SOFT_LR = 40, 30, 0.1
-UNASKED = -100
-"""Label of a token that no loss is on."""
 
 
 @dataclass(frozen=True)

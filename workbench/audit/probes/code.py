@@ -93,6 +93,8 @@ def conditional_bits(
 def baseline(target: Target, names: Rows, fold: Sequence[Fact], like: Sequence[Fact]) -> Tensor:
     """What anybody knows of the entity of each fact: its name, and its facts that are no secret.
 
+    What follows from the target is as secret as the target, and so is what no text states.
+
     Args:
         names: the stream at the name before the first block, one place.
         fold: the facts; `like`: those that readers are fitted on, in which a column must vary.
@@ -100,10 +102,9 @@ def baseline(target: Target, names: Rows, fold: Sequence[Fact], like: Sequence[F
     Returns:
         Float[fact, known].
     """
-    forget = {f.key for f in target.forget}
     told: dict[str, set[tuple[str, str]]] = {}
     for fact in target.facts.facts:
-        if fact.key not in forget:
+        if fact.stated and fact.key not in target.forget_keys:
             told.setdefault(fact.subject, set()).add((fact.relation, fact.object))
     secret = {f.relation for f in target.forget}
     shared = sorted({a for f in like for a in told.get(f.subject, ()) if a[0] not in secret})

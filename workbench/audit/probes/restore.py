@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,15 +46,17 @@ def restore_jobs(
 
     Source: restoration by feature steering, 2602.18505. Differs: one vector for all prompts.
     """
+    sites = [site.name for site, _ in saes]
+    names = [s if sites.count(s) == 1 else f"{s}, edit {i + 1}" for i, s in enumerate(sites)]
     return {
-        f"P13 restore {site.name}": lambda view, site=site, sae=sae: _measure(
-            view, target, original, site, sae
+        f"P13 restore {name}": partial(
+            _measure, target=target, original=original, name=name, site=site, sae=sae
         )
-        for site, sae in saes
+        for name, (site, sae) in zip(names, saes, strict=True)
     }
 
 
-def _measure(view: View, target: Target, original: View, site: Site, sae: Any) -> Found:
+def _measure(view: View, target: Target, original: View, name: str, site: Site, sae: Any) -> Found:
     found: Found = {}
     before = own_copy(original)
     for fold, names in enumerate(rotations(target)):
@@ -67,7 +70,7 @@ def _measure(view: View, target: Target, original: View, site: Site, sae: Any) -
             if asked:
                 edits = [*view.edits, Add(site, vector)]
                 hits = centred_hits(view.model, edits, target.facts, asked)
-                found[Key("P13", subset, "centred", site.name, fold)] = hits
+                found[Key("P13", subset, "centred", name, fold)] = hits
     return found
 
 

@@ -48,11 +48,6 @@ REFUSALS = (
 """How an answer begins that is none."""
 
 
-def damage(target: Target, seed: int) -> dict[str, Measure]:
-    """The jobs `damage` and `fluency`; both ask for what was to stay alone."""
-    return {"damage": shifted_answers(target, seed), "fluency": fluency(target, seed)}
-
-
 def shifted_answers(target: Target, seed: int) -> Measure:
     """Log-probability of every candidate on each neighbour set and on R_te.
 

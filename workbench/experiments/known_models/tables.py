@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
+from workbench.experiments.known_models.cases import BY_NAME
+
 Entry = dict[str, Any]
 SIGNATURE = (
     "untouched",
@@ -20,7 +22,10 @@ ENDPOINTS = ("open", "M1", "M2", "M3", "M4", "M5", "M6")
 
 
 def table(entries: Sequence[Entry]) -> str:
-    """The confusion table: one row per case, verdicts counted over seeds, with rho beside."""
+    """The confusion table: one row per case, verdicts counted over seeds, with rho beside.
+
+    A verdict that is honest too, though another was expected, is counted apart from right ones.
+    """
     lines = [
         "| case | expected | verdicts | right | open | M1 | M2 | M3 | M4 | M5 | M6 |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
@@ -29,9 +34,13 @@ def table(entries: Sequence[Entry]) -> str:
         rows = [e for e in entries if e["case"] == name]
         counts = {v: sum(e["verdict"] == v for e in rows) for v in {e["verdict"] for e in rows}}
         verdicts = ", ".join(f"{v} {n}" for v, n in sorted(counts.items()))
-        right = f"{sum(e['ok'] for e in rows)}/{len(rows)}"
+        fine = [e["verdict"] == e["expected"] for e in rows if e["ok"]]
+        other = f" and {len(fine) - sum(fine)} as honest" if not all(fine) else ""
+        right = f"{sum(fine)}/{len(rows)}{other}"
         cells = [_cell(rows, m) for m in ENDPOINTS]
-        expected = " ".join([rows[0]["expected"], *rows[0]["expected_flags"]])
+        also = BY_NAME[name].also if name in BY_NAME else ()
+        expected = " or ".join([rows[0]["expected"], *also])
+        expected = " ".join([expected, *rows[0]["expected_flags"]])
         lines.append(
             f"| {rows[0]['number']} {name} | {expected} | {verdicts} | {right} "
             f"| {' | '.join(cells)} |"
