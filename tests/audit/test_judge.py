@@ -12,6 +12,7 @@ from workbench.audit.judge import guessable, in_order, judge
 from workbench.audit.schema import AuditReport, Endpoint, Integrity
 from workbench.audit.statistics import Key, Scores
 from workbench.audit.verify import invariants
+from workbench.errors import AuditError
 
 WORLD = Synthetic()
 KNOWS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -252,6 +253,18 @@ def test_facts_that_golds_guess_are_left_out_and_listed() -> None:
     found = judge(WORLD.card(), measured)
     assert found.card.data.guessable_dropped == (fact,)
     assert endpoints(found)["open"].n_facts == 179
+
+
+def test_golds_that_answer_everything_are_named() -> None:
+    key = Key("B1", "F", "raw")
+
+    def knowing(found: dict[Key, Scores]) -> dict[Key, Scores]:
+        return {**found, key: replace(found[key], values=found[key].values * 0 + 1)}
+
+    measured = WORLD.measured(WORLD.gold(7))
+    measured = {k: knowing(v) if k[0].startswith("gold") else v for k, v in measured.items()}
+    with pytest.raises(AuditError, match="golds answer 180 forget facts"):
+        judge(WORLD.card(), measured)
 
 
 def test_order_of_scores_has_no_say() -> None:

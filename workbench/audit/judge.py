@@ -40,6 +40,7 @@ from workbench.audit.summary import (
 )
 from workbench.audit.verdict import FIXED_LIMIT, Evidence, decide
 from workbench.audit.views import Found
+from workbench.errors import AuditError
 
 FULL_SIZE = (300, 100)
 """Forget facts and entities below which a target is too small for a verdict of absence."""
@@ -54,12 +55,16 @@ def judge(card: Card, measured: Measured) -> AuditReport:
     Args:
         card: what was audited; its list of guessable facts is made here anew.
         measured: scores per question of every view.
+
+    Raises:
+        AuditError: golds guess so many facts that none is left to score.
     """
     measured = in_order(measured)
     golds = [found for (role, _), found in measured.items() if role.startswith("gold-")]
     drop = guessable(golds)
     card = replace(card, data=replace(card.data, guessable_dropped=tuple(sorted(drop))))
     facts = {view: per_fact(found, drop) for view, found in measured.items()}
+    _require_left(facts["original", ""], len(drop))
     cast = _cast(facts)
     rules = Rules(card.data, (), card.seed)
     families = make_families(_lettered(facts), cast, rules)
@@ -184,6 +189,16 @@ def per_fact(found: Found, drop: Collection[FactName]) -> Found:
         for key, scores in found.items()
         if not key.endpoint.startswith("H")
     }
+
+
+def _require_left(original: Found, n_dropped: int) -> None:
+    empty = sorted({key.endpoint for key, scores in original.items() if not len(scores.values)})
+    if n_dropped and empty:
+        raise AuditError(
+            f"golds answer {n_dropped} forget facts in half of the direct questions or more, so "
+            f"that none is left to score for {', '.join(empty)}: the answers can be guessed, or "
+            "the golds know the target; wanted more facts, more candidates, golds that never knew"
+        )
 
 
 def _cast(facts: dict[tuple[str, str], Found]) -> Cast:
