@@ -58,5 +58,6 @@ def ducked(*ways: float) -> bool:
 def test_a_way_around_a_hook_is_told_from_the_luckiest_of_many() -> None:
     assert ducked(0.1, 0.1, 0.6)
     assert not ducked(0.1, 0.1, 0.1)
+    assert ducked(0.2)
     assert not ducked(*[0.1] * 6, 0.2)
     assert not ducked()

@@ -4,13 +4,14 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.audit.synthetic import Synthetic
 from workbench.audit.endpoints import CONFIRMATORY
 from workbench.audit.judge import guessable, in_order, judge
 from workbench.audit.schema import AuditReport, Endpoint, Integrity
-from workbench.audit.statistics import Key, Scores
+from workbench.audit.statistics import Key, Scores, resampled_means
 from workbench.audit.verify import invariants
 from workbench.errors import AuditError
 
@@ -255,16 +256,28 @@ def test_facts_that_golds_guess_are_left_out_and_listed() -> None:
     assert endpoints(found)["open"].n_facts == 179
 
 
-def test_golds_that_answer_everything_are_named() -> None:
-    key = Key("B1", "F", "raw")
+def guessed(share: float) -> AuditReport:
+    """Of an audit whose golds answer this share of the entities' facts."""
+    key, measured = Key("B1", "F", "raw"), WORLD.measured(WORLD.gold(7))
+    names = sorted(set(WORLD.gold(7)[key].entities))
+    known = set(names[: round(share * len(names))])
 
     def knowing(found: dict[Key, Scores]) -> dict[Key, Scores]:
-        return {**found, key: replace(found[key], values=found[key].values * 0 + 1)}
+        values = [float(e in known) for e in found[key].entities]
+        return {**found, key: replace(found[key], values=found[key].values * 0 + values)}
 
-    measured = WORLD.measured(WORLD.gold(7))
-    measured = {k: knowing(v) if k[0].startswith("gold") else v for k, v in measured.items()}
+    golds = {k: knowing(v) for k, v in measured.items() if k[0].startswith("gold")}
+    return judge(WORLD.card(), {**measured, **golds})
+
+
+def test_golds_that_answer_everything_are_named() -> None:
     with pytest.raises(AuditError, match="golds answer 180 forget facts"):
-        judge(WORLD.card(), measured)
+        guessed(1.0)
+    with pytest.raises(AuditError, match="no question is left"):
+        resampled_means([Scores(np.zeros(0), (), ())], 0)
+    left = guessed(0.6)
+    assert len(left.card.data.guessable_dropped) == 108
+    assert left.verdict.primary == "INCONCLUSIVE"
 
 
 def test_order_of_scores_has_no_say() -> None:

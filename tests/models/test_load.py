@@ -240,3 +240,10 @@ def test_hash_does_not_depend_on_memory_layout() -> None:
     layer.weight.data = layer.weight.data.t().contiguous().t()
     assert not layer.weight.is_contiguous()
     assert weights_sha256(model) == weights_sha256(other)
+
+
+def test_weights_are_read_to_the_device_that_is_asked_for() -> None:
+    model = load_model("valley", device="meta")
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+    with pytest.raises(ModelError, match="device 'nowhere' cannot be used here"):
+        load_model("valley", device="nowhere")

@@ -64,7 +64,7 @@ def supports(
         for premises, conclusion in steps:
             if not all(p in ways for p in premises):
                 continue
-            if prod(len(ways[p]) for p in premises) > MAX_SUPPORTS:
+            if prod(len(ways[p]) for p in premises) > MAX_SUPPORTS**2:
                 raise _too_many(conclusion)
             new = {frozenset().union(*w) for w in itertools.product(*(ways[p] for p in premises))}
             least = _least(ways.get(conclusion, set()) | new)

@@ -97,8 +97,8 @@ def _ways(view: View) -> Iterator[tuple[str, View]]:
         ]
         yield f"stream times {factor:g}", replace(view, edits=around)
     yield "copy", replace(view, model=copied(view.model), edits=deepcopy(view.edits))
-    own = next(p.dtype for p in view.model.parameters() if p.is_floating_point())
-    for dtype in DTYPES.get(own, ()):
+    own = {p.dtype for p in view.model.parameters()}
+    for dtype in DTYPES.get(own.pop(), ()) if len(own) == 1 else ():
         name = str(dtype).removeprefix("torch.")
         yield name, replace(view, model=copied(view.model).to(dtype))
 

@@ -141,7 +141,9 @@ def audit(
             "settings or battery have changed since; write it down anew before opening the edit"
         )
     changed, edits = _parted(model, edit)
-    views, recipes = _admitted(model, changed, edits, target, golds, filter, baked)
+    if baked is not None:
+        require_model("the baked model", baked, model)
+    views, recipes = _admitted(model, changed, edits, target, golds, filter)
     hashes = {(v.role, v.view): weights_sha256(v.model) for v in views}
     views = _apart(views, hashes)
     views += [
@@ -228,7 +230,6 @@ def _admitted(
     target: Target,
     golds: Sequence[Any],
     filter: Filter | None,
-    baked: Any,
 ) -> tuple[list[View], list[str]]:
     """The views of the audit, all of which fit, and what is known of how golds were made."""
     require_model("the original", model, model)
@@ -238,8 +239,6 @@ def _admitted(
         require_model(f"gold {i}", gold, model)
         recipes.append(gold_recipe(f"gold {i}", gold, target))
     require_edits(edits, changed)
-    if baked is not None:
-        require_model("the baked model", baked, model)
     views = [View("original", "", model), View("edited", "deployed", changed, edits)]
     if edits:
         views.append(View("edited", "weights", changed))

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+from workbench.errors import AuditError
+
 RESAMPLES = 2000
 MIN_ENTITIES = 8
 """With fewer entities than this, resampling says nothing: intervals are as wide as can be."""
@@ -134,9 +136,17 @@ def resampled_means(scores: Sequence[Scores], seed: int, resamples: int = RESAMP
 
     Returns:
         Array [score, resample].
+
+    Raises:
+        AuditError: none of the scores has a question.
     """
     grouped = [s.by_entity() for s in scores]
     names = sorted({name for found, _, _ in grouped for name in found})
+    if not names:
+        raise AuditError(
+            "no question is left to score in one of the folds: facts that golds answer are not "
+            "scored; wanted a target with more of them, or with more candidates"
+        )
     weights = entity_weights(len(names), seed, resamples)
     column = {name: i for i, name in enumerate(names)}
     sums, counts = np.zeros((2, len(scores), len(names)))

@@ -136,7 +136,7 @@ ROOMS = ("audit", "experiments", "facts", "hooks", "interventions", "locate", "m
 def _made_with(target: Target, original: Any, golds: Sequence[Any]) -> str:
     """Hash of all that an entry rests on: the source, the facts, the models.
 
-    Of the table of `metacheck`, which is made of entries, what it takes from endpoints alone.
+    Of the table of `metacheck`, which is made of entries, only which endpoints it bars.
     """
     models = [weights_sha256(model) for model in (original, *golds)]
     blunt = sorted(name for name, told in faithfulness().items() if told < LEAST_AUC)

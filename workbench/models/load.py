@@ -26,11 +26,11 @@ def load_model(
             fetched only with `download=True`.
         tokenizer: with a module: its tokenizer, loaded from a folder (one that was never saved has
             no name to go by).
-        device: torch device.
+        device: torch device that weights are read to; a loaded module stays where it is.
 
     Raises:
-        ModelError: nothing stands there, or what stands there is no causal language model with
-        safetensors weights.
+        ModelError: nothing stands there, what stands there is no causal language model with
+            safetensors weights, or there is no such device.
     """
     if not isinstance(source, str | os.PathLike):
         return _bridge(source, tokenizer, device)
@@ -40,9 +40,10 @@ def load_model(
             f"no model {str(source)!r}: not bundled ({', '.join(bundled_models())}) and no folder "
             "of that name. To fetch it from the Hugging Face hub, pass download=True"
         )
-    return _bridge(
-        *_read(str(source) if folder is None else str(folder), local=folder is not None), device
+    model, tokenizer = _read(
+        str(source) if folder is None else str(folder), local=folder is not None
     )
+    return _bridge(_moved(model, device), tokenizer, device)
 
 
 def load_golds(name: str = "valley", *, device: str = "cpu") -> list[Any]:
@@ -153,6 +154,17 @@ def _read(source: str, local: bool) -> tuple[Any, Any]:
             f"{source}: not {wanted}: {len(missing)} weights are missing: {missing[:3]}"
         )
     return model, tokenizer
+
+
+def _moved(model: Any, device: str) -> Any:
+    """The model on the device; a bridge does not move a model that it is given."""
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(
+            f"device {device!r} cannot be used here ({str(error).splitlines()[0]}): wanted one "
+            "that torch has, such as 'cpu'"
+        ) from error
 
 
 def _bridge(model: Any, tokenizer: Any, device: str) -> Any:

@@ -86,8 +86,8 @@ def pareto_figure(reports: Mapping[str, AuditReport]) -> go.Figure:
         reports: by the name that the figure gives each edit.
 
     Raises:
-        DataError: reports of different targets, profiles, batteries or golds, which cannot be
-            compared: what was not tried brings nothing back.
+        DataError: reports of different targets, profiles or batteries, which cannot be compared:
+            what was not tried brings nothing back.
     """
     for what, told in _alike(reports.values()).items():
         if len(told) > 1:
