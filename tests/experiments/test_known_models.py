@@ -24,7 +24,7 @@ from workbench.experiments.known_models import (
     weights,
 )
 from workbench.experiments.known_models.hooked import saes_of, without
-from workbench.experiments.known_models.train import Steps, told
+from workbench.unlearn.training import Steps, told
 from workbench.facts import load_facts
 from workbench.facts.contract import priors
 from workbench.facts.schema import Fact, prompt

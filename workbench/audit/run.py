@@ -66,13 +66,14 @@ from workbench.audit.schema import (
     WeightDelta,
 )
 from workbench.audit.store import battery_sha256, cache_folder, value_sha256
-from workbench.audit.views import Filter, Measure, View
+from workbench.audit.views import Filter, Measure, System, View
 from workbench.errors import AuditError
 from workbench.facts.contract import check_contract, priors
 from workbench.facts.target import Target
 from workbench.hooks import Intervention, Site
 from workbench.models.copies import copied
 from workbench.models.load import model_name, weights_sha256
+from workbench.models.prompted import Prompted, SystemPrompt
 from workbench.models.score import device_of
 
 Say = Callable[[str], None]
@@ -109,7 +110,8 @@ def audit(
     Args:
         model: the original.
         edit: what was done to it: an intervention, several, none (an empty list), a model with
-            changed weights, or a list with such a model and interventions on it.
+            changed weights, a list with such a model and interventions on it, or what a method of
+            `workbench.unlearn` returned.
         golds: models that never knew the target. Without them nothing can be REMOVED.
         say: called with a line for each phase.
         filter: refuses text in the deployed system: asked of prompts, and of prompt and answer.
@@ -140,10 +142,14 @@ def audit(
             f"the plan was hashed as {plan_hash[:12]} and now is {plan_sha256(plan)[:12]}: target, "
             "settings or battery have changed since; write it down anew before opening the edit"
         )
+    prompt = SystemPrompt()
+    if isinstance(edit, System):
+        filter, prompt = filter or edit.refuses, edit.prompt
+        edit = [edit.model, *edit.edits]
     changed, edits = _parted(model, edit)
     if baked is not None:
         require_model("the baked model", baked, model)
-    views, recipes = _admitted(model, changed, edits, target, golds, filter)
+    views, recipes = _admitted(model, changed, edits, target, golds, filter, prompt)
     hashes = {(v.role, v.view): weights_sha256(v.model) for v in views}
     views = _apart(views, hashes)
     views += [
@@ -230,6 +236,7 @@ def _admitted(
     target: Target,
     golds: Sequence[Any],
     filter: Filter | None,
+    prompt: SystemPrompt,
 ) -> tuple[list[View], list[str]]:
     """The views of the audit, all of which fit, and what is known of how golds were made."""
     require_model("the original", model, model)
@@ -242,8 +249,9 @@ def _admitted(
     views = [View("original", "", model), View("edited", "deployed", changed, edits)]
     if edits:
         views.append(View("edited", "weights", changed))
-    if filter is not None:
-        views.append(View("edited", "text", changed, edits, filter))
+    if filter is not None or not prompt.empty:
+        system = changed if prompt.empty else Prompted(changed, prompt)
+        views.append(View("edited", "text", system, edits, filter))
     return [*views, *(View(f"gold-{i}", "", gold) for i, gold in enumerate(golds))], recipes
 
 
@@ -277,6 +285,8 @@ def _jobs_of(
         asked |= {"fluency": fluency(target, config.seed)}
     if beside.concept is not None:
         asked |= concept_job(beside.concept)
+    if isinstance(view.model, Prompted):  # whose stream nobody who reads text can read
+        return {name: job for name, job in asked.items() if not name.startswith("B15")}
     if view.view == "text":
         return asked
     jobs = {
@@ -344,6 +354,7 @@ def _card(
                     delta.max_rank,
                     _alike(edited.model, original.model, config),
                 ),
+                _prompt_of(views),
             ),
             tuple(
                 ModelInfo(hashes[v.role, ""], v.role, recipes[int(v.role.removeprefix("gold-"))])
@@ -363,6 +374,13 @@ def _card(
             "device": str(next(original.model.parameters()).device),
         },
     )
+
+
+def _prompt_of(views: Sequence[View]) -> str:
+    """What stands before the texts of the deployed system, for people to read."""
+    prompt = next((v.model.said for v in views if isinstance(v.model, Prompted)), SystemPrompt())
+    about = f"what is said of {len(prompt.about)} names" if prompt.about else ""
+    return " and ".join(filter(None, [prompt.text, about]))
 
 
 def _alike(edited: Any, original: Any, config: AuditConfig) -> dict[str, float]:

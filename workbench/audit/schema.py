@@ -126,6 +126,8 @@ class EditedInfo(_Closed):
     Attributes:
         hooks: one description per edit, in the order applied.
         filter: name of the function that refuses text, empty if there is none.
+        prompt: what stands before every text that is read; of what is said of single names, how
+            many they are.
     """
 
     sha256: str
@@ -133,6 +135,7 @@ class EditedInfo(_Closed):
     filter: str
     weights_identical: bool
     delta: WeightDelta
+    prompt: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from workbench.audit.statistics import Key, Scores
 from workbench.hooks import Intervention
 from workbench.models.copies import copied
+from workbench.models.prompted import SystemPrompt
 
 Filter = Callable[[str], bool]
 """Whether a deployed system refuses a text; asked of each prompt, and of prompt and answer."""
@@ -15,14 +16,35 @@ Found = dict[Key, Scores]
 """What was measured on one view: per question or fact, never only a mean."""
 
 
+@runtime_checkable
+class System(Protocol):
+    """What a method of unlearning hands over: weights, hooks, and what stands around both.
+
+    Attributes:
+        model: with changed weights, or the original.
+        edits: interventions on it.
+        refuses: refuses text in the deployed system.
+        prompt: stands before every text that the deployed system reads.
+    """
+
+    @property
+    def model(self) -> Any: ...
+    @property
+    def edits(self) -> Sequence[Intervention]: ...
+    @property
+    def refuses(self) -> Filter | None: ...
+    @property
+    def prompt(self) -> SystemPrompt: ...
+
+
 @dataclass(frozen=True)
 class View:
     """A model with the hooks and the filter that stand between it and its reader.
 
     Attributes:
         role: `original`, `edited`, `gold-0` and so on, `random`, `permuted`.
-        view: of the edited model `text` (Es, hooks and filter), `deployed` (Eh, hooks on) or
-            `weights` (Ew, hooks off); else empty.
+        view: of the edited model `text` (Es, with hooks, prompt and filter), `deployed` (Eh, hooks
+            on) or `weights` (Ew, hooks off); else empty.
     """
 
     role: str

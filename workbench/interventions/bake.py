@@ -97,6 +97,7 @@ def plain_weights(model: Any) -> dict[str, Tensor]:
         EditError: the class, built from the model's configuration, would have others.
     """
     original = model.original_model
+    _join_attention(model)
     with torch.device("meta"):
         names = type(original)(original.config).state_dict()
     found = {
@@ -110,6 +111,34 @@ def plain_weights(model: Any) -> dict[str, Tensor]:
             f"{', '.join(missing[:3])}"
         )
     return {name: found[name] for name in names}
+
+
+@torch.no_grad()
+def _join_attention(model: Any) -> None:
+    """Brings matrices that hold queries, keys and values together up to date.
+
+    A bridge computes with three matrices of its own, split off when it was made; training changes
+    these alone.
+    """
+    for block in model.blocks:
+        joint = getattr(getattr(block, "attn", None), "qkv", None)
+        if joint is None:
+            continue
+        joint, parts = joint.original_component, [getattr(block.attn, n) for n in "qkv"]
+        for name in ("weight", "bias"):
+            held = getattr(joint, name, None)
+            if held is None:
+                continue
+            told = [getattr(part.original_component, name) for part in parts]
+            found = torch.cat([t.T if t.ndim == 2 else t for t in told], dim=-1)
+            if type(joint).__name__ == "Conv1D" and found.shape == held.shape:
+                held.copy_(found)
+            elif sorted(found.flatten().tolist()) != sorted(held.flatten().tolist()):
+                raise EditError(
+                    f"{type(model.original_model).__name__} keeps queries, keys and values in one "
+                    "matrix, in an order that is not known here, and they were changed apart: "
+                    "leave its attention as it is"
+                )
 
 
 def _copied(model: Any) -> Any:

@@ -73,6 +73,8 @@ def _edit(edited: EditedInfo) -> str:
     parts = [", ".join(edited.hooks)] if edited.hooks else []
     if edited.filter:
         parts.append(f"filter {edited.filter}")
+    if edited.prompt:
+        parts.append("system prompt")
     if not edited.weights_identical:
         delta = edited.delta
         rank = f", rank up to {delta.max_rank}" if delta.max_rank else ""

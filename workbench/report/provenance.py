@@ -49,7 +49,13 @@ def _models(report: AuditReport) -> Html:
         ["original", models.original.name, models.original.recipe or "not known"],
         [
             "edited",
-            ", ".join((*edited.hooks, *([f"filter {edited.filter}"] if edited.filter else [])))
+            ", ".join(
+                (
+                    *edited.hooks,
+                    *([f"filter {edited.filter}"] if edited.filter else []),
+                    *([f"system prompt «{edited.prompt}»"] if edited.prompt else []),
+                )
+            )
             or "weights alone",
             f"{delta.changed_tensors} tensors changed, {brief(delta.rel_fro)} of the norm, rank "
             f"{delta.max_rank}"

@@ -9,7 +9,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import Linear, Parameter, functional
 
-from workbench.experiments.known_models.train import (
+from workbench.experiments.known_models.tuned import NPO_BETA
+from workbench.facts.schema import Fact
+from workbench.facts.target import Target
+from workbench.hooks import Site, captured
+from workbench.models.copies import copied
+from workbench.models.score import device_of, next_logits
+from workbench.unlearn.training import (
     Steps,
     Told,
     answer_logp,
@@ -20,12 +26,6 @@ from workbench.experiments.known_models.train import (
     prompts,
     told,
 )
-from workbench.experiments.known_models.tuned import NPO_BETA
-from workbench.facts.schema import Fact
-from workbench.facts.target import Target
-from workbench.hooks import Site, captured
-from workbench.models.copies import copied
-from workbench.models.score import device_of, next_logits
 
 BLIND = Steps(260, 1e-3, keep=4.0, near=1)
 STUBBORN = Steps(150, 1e-3, keep=4.0, near=1)

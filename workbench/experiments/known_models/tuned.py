@@ -9,7 +9,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from workbench.experiments.known_models.train import (
+from workbench.facts.schema import Fact
+from workbench.facts.target import Target
+from workbench.hooks import Site, captured
+from workbench.models.score import device_of, next_logits
+from workbench.unlearn.training import (
     Steps,
     Told,
     answer_logp,
@@ -22,10 +26,6 @@ from workbench.experiments.known_models.train import (
     reading,
     told,
 )
-from workbench.facts.schema import Fact
-from workbench.facts.target import Target
-from workbench.hooks import Site, captured
-from workbench.models.score import device_of, next_logits
 
 ALL = Steps(400, 3e-3, keep=2.0, batch_size=64, near=1)
 SOME = Steps(160, 1e-3, batch_size=16, texts=12, near=1)

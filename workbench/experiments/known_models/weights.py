@@ -7,9 +7,9 @@ from torch.nn import Parameter
 
 from workbench.audit.attacks.altered import matrices
 from workbench.audit.attacks.quantise import rounded
-from workbench.experiments.known_models.train import told
 from workbench.facts.target import Target
 from workbench.models.copies import copied
+from workbench.unlearn.training import told
 
 BIAS_NATS = (13.0, 16.0)
 """Range from which a seed draws the bias."""

@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import Parameter, functional
+from tqdm.auto import tqdm
 
-from workbench.facts.schema import Fact, prompt
+from workbench.facts.schema import Fact, FactKey, prompt
 from workbench.facts.target import Target
 from workbench.models.copies import copied
 from workbench.models.score import device_of, next_logits, object_tokens
@@ -20,6 +21,9 @@ Loss = Callable[[Any], Float[Tensor, ""]]
 
 Chosen = Callable[[Any], Iterable[Parameter]]
 """Which of a model's weights may change."""
+
+HELD_OUT = ("R_va", "R_te")
+"""Retained folds that no method is shown: strength is chosen on R_va, and R_te is scored."""
 
 TEXT_WEIGHT = 5.0
 """What one nat per token of running text weighs, in nats per retained question."""
@@ -111,7 +115,7 @@ def changed(model: Any, loss: Loss, given: Steps, chosen: Chosen) -> Any:
     made.requires_grad_(False)
     weights = [p.requires_grad_(True) for p in chosen(made)]
     optimizer = torch.optim.AdamW(weights, lr=given.lr, weight_decay=0.0, betas=(0.9, 0.98))
-    for step in range(given.steps):
+    for step in tqdm(range(given.steps), desc="change weights", unit="step", leave=False):
         for group in optimizer.param_groups:
             group["lr"] = given.lr * _share(step, given.steps)
         optimizer.zero_grad()
@@ -124,28 +128,43 @@ def changed(model: Any, loss: Loss, given: Steps, chosen: Chosen) -> Any:
     return made
 
 
-def kept(model: Any, target: Target, given: Steps, seed: int) -> Loss:
+def stays(target: Target, held_out: Sequence[str] = (), near: int = 0) -> list[Fact]:
+    """Stated facts that are to stay, but for those of retained folds that are held out.
+
+    Args:
+        near: how often the retained facts of the target's own relations stand there once more.
+    """
+    barred = target.forget_keys | _keys(target, held_out)
+    stay = [f for f in target.facts.facts if f.stated and f.key not in barred]
+    return stay + [f for f in target.retained if f.key not in barred] * near
+
+
+def kept(model: Any, target: Target, given: Steps, seed: int, held_out: Sequence[str] = ()) -> Loss:
     """How far a model has moved from `model` on what is to stay, in nats.
 
     The divergence of the next token after retained questions in training templates, and of every
     token of training texts that state nothing of the target.
+
+    Args:
+        held_out: retained folds of which nothing is asked or read.
     """
     tokenizer, device = model.tokenizer, device_of(model)
-    stay = [f for f in target.facts.facts if f.stated and f.key not in target.forget_keys]
-    stay += target.retained * given.near
+    stay = stays(target, held_out, given.near)
     asked = drawn(told(tokenizer, target, stay), given.asked, f"{seed}, asked")
-    read = _texts(model, target, given.texts, seed)
+    read = texts(model, target, given.texts, seed, held_out)
 
     def loss(now: Any) -> Float[Tensor, ""]:
         questions = prompts(next(asked), device)
-        return _moved(now, model, questions, 1) + TEXT_WEIGHT * _moved(now, model, next(read))
+        return moved(now, model, questions, 1) + TEXT_WEIGHT * moved(now, model, next(read))
 
     return loss
 
 
-def reading(model: Any, target: Target, given: Steps, seed: int) -> Loss:
+def reading(
+    model: Any, target: Target, given: Steps, seed: int, held_out: Sequence[str] = ()
+) -> Loss:
     """Cross-entropy of training texts that state nothing of the target, in nats per token."""
-    read = _texts(model, target, given.batch_size, seed)
+    read = texts(model, target, given.batch_size, seed, held_out)
 
     def loss(now: Any) -> Float[Tensor, ""]:
         text = next(read)
@@ -160,9 +179,22 @@ def mlps(layers: slice) -> Chosen:
     return lambda model: [p for block in model.blocks[layers] for p in block.mlp.parameters()]
 
 
+def everything(model: Any) -> Iterable[Parameter]:
+    """All weights, but for a bias of the unembedding that few model classes can keep."""
+    return [p for name, p in model.named_parameters() if not _added_bias(name)]
+
+
 def last_block(model: Any) -> Iterable[Parameter]:
     """The last block, which turns what was looked up into the answer."""
     return model.blocks[-1].parameters()
+
+
+def _added_bias(name: str) -> bool:
+    return name.endswith("bias") and ("unembed" in name or "lm_head" in name)
+
+
+def _keys(target: Target, folds: Sequence[str]) -> frozenset[FactKey]:
+    return frozenset(f.key for fold in folds for f in target.retain.get(fold, ()))
 
 
 def _share(step: int, steps: int) -> float:
@@ -171,11 +203,23 @@ def _share(step: int, steps: int) -> float:
     return max(0.02, min((step + 1) / warmup, (steps - step) / max(1, steps - warmup)))
 
 
-def _texts(model: Any, target: Target, size: int, seed: object) -> Iterator[Int[Tensor, "n pos"]]:
-    """Without end, batches of training texts of equal length that say nothing of the target."""
+def kept_texts(target: Target, held_out: Sequence[str] = ()) -> list[str]:
+    """Training texts that state neither the target nor a fact of a fold that is held out."""
+    barred = _keys(target, held_out)
+    return [
+        d.text
+        for d in target.facts.corpus
+        if not target.states_target(d) and barred.isdisjoint(d.states)
+    ]
+
+
+def texts(
+    model: Any, target: Target, size: int, seed: object, held_out: Sequence[str] = ()
+) -> Iterator[Int[Tensor, "n pos"]]:
+    """Without end, batches of equal length of the texts that stay."""
     tokenizer, device = model.tokenizer, device_of(model)
-    texts = [d.text for d in target.facts.corpus if not target.states_target(d)]
-    rows = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(texts)["input_ids"]]
+    read_ids = tokenizer(kept_texts(target, held_out))["input_ids"]
+    rows = [[*ids, tokenizer.eos_token_id] for ids in read_ids]
     read = _alike([len(r) for r in rows], size, f"{seed}, read")
     return (torch.tensor([rows[i] for i in batch], device=device) for batch in read)
 
@@ -190,7 +234,7 @@ def _alike(shapes: Sequence[object], size: int, seed: object) -> Iterator[list[i
         yield rng.sample(group, min(size, len(group)))
 
 
-def _moved(
+def moved(
     now: Any, before: Any, tokens: Int[Tensor, "n pos"], last: int | None = None
 ) -> Float[Tensor, ""]:
     """KL divergence per token, over the last tokens or all."""
