@@ -24,7 +24,6 @@ from workbench.experiments.known_models import (
     weights,
 )
 from workbench.experiments.known_models.hooked import saes_of, without
-from workbench.unlearn.training import Steps, told
 from workbench.facts import load_facts
 from workbench.facts.contract import priors
 from workbench.facts.schema import Fact, prompt
@@ -32,6 +31,7 @@ from workbench.hooks import edited
 from workbench.models import answer, ask, load_golds, load_model, recall, weights_sha256
 from workbench.models.copies import copied
 from workbench.models.score import Answers
+from workbench.unlearn.training import Steps, told
 
 FACTS = load_facts("valley")
 TARGET = FACTS.target("toxins")

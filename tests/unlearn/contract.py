@@ -66,14 +66,14 @@ def check_keeps(
     Returns:
         What was found.
     """
-    facts = target.facts
+    facts, untouched = target.facts, Arm("no_change", original)
     others = [f for f in target.neighbours["U"] if f.stated][::6]
     found = {
         "forget": system_recall(arm, facts, target.fold("S")),
         "retained": system_recall(arm, facts, target.retain["R_va"]),
         "unrelated": system_recall(arm, facts, others),
-        "perplexity": math.exp(held_out_nats(arm, target) - held_out_nats(Arm("", original), target)),
-    }  # fmt: skip
+        "perplexity": math.exp(held_out_nats(arm, target) - held_out_nats(untouched, target)),
+    }
     assert found["forget"] <= forget, found
     assert min(found["retained"], found["unrelated"]) >= recall, found
     assert found["perplexity"] <= perplexity, found
