@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from workbench.errors import WorkbenchError
 
@@ -147,12 +148,27 @@ def _add_edit_commands(command: Command) -> None:
 
 def _add_audit_commands(command: Command) -> None:
     audit = command("audit", "measure what is left of a target in an edited model, and decide")
-    _add_target(audit)
+    for name, told in (
+        ("model", "the original"),
+        ("facts", "a fact set: its name or file"),
+        ("target", "what was to be forgotten; where facts have one group, that is the default"),
+    ):
+        audit.add_argument(name, nargs="?", help=told)
+    audit.add_argument("--original", help="the original, in place of MODEL")
+    audit.add_argument("--facts", dest="fact_set", help="the fact set, in place of FACTS")
+    audit.add_argument("--target", dest="forgotten", help="what was to be forgotten")
+    audit.add_argument("--out", type=Path, default=Path("runs/audit"))
     audit.add_argument("--edit", type=Path, help="folder of a saved edit")
     audit.add_argument("--edited-model", help="a model with changed weights, under the edit if any")
     audit.add_argument(
-        "--golds", nargs="*", default=[], help="models that never knew; three or more for REMOVED"
-    )
+        "--edited", nargs="+", default=[], metavar="DIR",
+        help="what was made elsewhere: a checkpoint, a LoRA adapter, an arm, hooks, or weights and "
+        "hooks",
+    )  # fmt: skip
+    audit.add_argument(
+        "--golds", "--gold", nargs="*", default=[], action="extend",
+        help="models that never knew; three or more for REMOVED",
+    )  # fmt: skip
     audit.add_argument("--profile", choices=("quick", "standard", "full"), default="standard")
     audit.add_argument(
         "--concept", type=Path, help="JSON file of a higher-order concept, measured beside"
@@ -182,6 +198,24 @@ def _add_audit_commands(command: Command) -> None:
     )
     pareto.add_argument("reports", type=Path, nargs="+", help="folders that audits wrote")
     pareto.add_argument("--out", type=Path, default=Path("runs/pareto.html"))
+
+    compare = command("compare", "every method of unlearning on one target, under one audit")
+    compare.add_argument("target")
+    compare.add_argument("--facts", default="valley", help="default: %(default)s")
+    compare.add_argument("--original", default="", help="default: the one that facts come with")
+    compare.add_argument(
+        "--gold", nargs="+", default=[], help="default: those that the facts come with"
+    )
+    compare.add_argument("--methods", nargs="+", default=[], help="default: all")
+    compare.add_argument(
+        "--own", nargs="+", type=Path, default=[], metavar="FILE",
+        help="Python files of yours with a function unlearn; they are run",
+    )  # fmt: skip
+    compare.add_argument("--profile", choices=("quick", "standard", "full"), default="quick")
+    compare.add_argument("--seeds", type=int, default=1, help="arms of each method")
+    compare.add_argument("--out", type=Path, default=Path("runs/compare"))
+    compare.add_argument("--workers", type=int, default=2)
+    compare.add_argument("--cache", type=Path, help="folder of finished jobs")
 
     calibrate = command(
         "calibrate", "audit models whose truth is known, and say whether the verdicts are right"
@@ -418,18 +452,52 @@ def _choose_edit(args: argparse.Namespace) -> None:
     )
 
 
+def _asked(args: argparse.Namespace) -> tuple[str, str, str | None]:
+    """The original, the facts and the target of an audit, by place or by name.
+
+    Raises:
+        WorkbenchError: one of them is missing or said twice, or there is no edit.
+    """
+    said = {
+        "--original": (args.model, args.original),
+        "--facts": (args.facts, args.fact_set),
+        "--target": (args.target, args.forgotten),
+    }
+    if twice := [name for name, both in said.items() if None not in both]:
+        raise WorkbenchError(f"{', '.join(twice)} was given by place and by name: wanted it once")
+    original, facts, target = (a if a is not None else b for a, b in said.values())
+    if original is None or facts is None:
+        raise WorkbenchError("wanted --original MODEL and --facts FACTS, or both in that order")
+    if args.edit is None and args.edited_model is None and not args.edited:
+        raise WorkbenchError("no edit: give --edited DIR, --edit DIR, --edited-model DIR, or both")
+    return original, facts, target
+
+
+def _only_group(facts: Any) -> str:
+    """The target of a fact set in which there is but one to choose."""
+    groups = [group.name for group in facts.groups]
+    if len(groups) != 1:
+        raise WorkbenchError(
+            f"{facts.name}: give --target; this fact set has {len(groups)} groups "
+            f"({', '.join(groups[:5]) or 'none'}), and a target can also be relation:NAME, "
+            "KIND:NAME"
+        )
+    return groups[0]
+
+
 def _audit(args: argparse.Namespace) -> None:
     from workbench.artifacts import new_folder, require_replaceable, write_json
     from workbench.audit import AuditConfig, audit, make_plan, plan_sha256, read_concept
     from workbench.facts import load_facts
-    from workbench.interventions import load_edit, random_controls
+    from workbench.interventions import random_controls
     from workbench.models import load_model
     from workbench.report import write_html
+    from workbench.unlearn import Arm, read_edited
 
-    if args.edit is None and args.edited_model is None:
-        raise WorkbenchError("give --edit, --edited-model or both")
+    original, fact_set, forgotten = _asked(args)
     require_replaceable(args.out)
-    target = load_facts(args.facts).target(args.target)
+    facts = load_facts(fact_set)
+    target = facts.target(forgotten or _only_group(facts))
     config = AuditConfig(args.profile, args.seed, args.workers, tuple(args.bnb))
     concept = read_concept(args.concept) if args.concept else None
     plan = make_plan(target, config, concept)
@@ -437,13 +505,19 @@ def _audit(args: argparse.Namespace) -> None:
     write_json(fixed, plan)  # before the edited model is opened
     _say(f"plan: {fixed}, hash {plan_sha256(plan)[:12]}")
     load = partial(load_model, device=args.device)
-    edits = list(load_edit(args.edit, args.device)) if args.edit else []
-    changed = [load(args.edited_model)] if args.edited_model else []
+    model, golds = load(original), [load(g) for g in args.golds]
+    sources = [s for s in (args.edited_model, args.edit, *args.edited) if s is not None]
+    edit = read_edited(sources, model, args.device)
+    edits = (
+        list(edit.edits)
+        if isinstance(edit, Arm)
+        else [e for e in edit if not hasattr(e, "state_dict")]
+    )
     report = audit(
-        load(args.model),
-        [*changed, *edits],
+        model,
+        edit,
         target,
-        [load(g) for g in args.golds],
+        golds,
         config,
         _say,
         controls=random_controls(edits, 2 if args.profile == "quick" else 5),
@@ -485,6 +559,25 @@ def _pareto(args: argparse.Namespace) -> None:
     _say(str(write_pareto(reports, args.out)))
 
 
+def _compare(args: argparse.Namespace) -> None:
+    from workbench.experiments.compare import CompareConfig, run
+
+    config = CompareConfig(
+        facts=args.facts,
+        target=args.target,
+        model=args.original,
+        golds=tuple(args.gold),
+        methods=tuple(args.methods),
+        own=tuple(args.own),
+        profile=args.profile,
+        seeds=args.seeds,
+        workers=args.workers,
+        cache=args.cache,
+    )
+    run(config, args.out, _say)
+    _say(f"\ncomparison: {args.out / 'comparison.html'}")
+
+
 def _calibrate(args: argparse.Namespace) -> None:
     from workbench.experiments.calibrate import CalibrateConfig, run
 
@@ -510,6 +603,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "choose-edit": _choose_edit,
     "audit": _audit,
     "verify": _verify,
+    "compare": _compare,
     "calibrate": _calibrate,
 }
 

@@ -145,6 +145,8 @@ def audit(
     prompt = SystemPrompt()
     if isinstance(edit, System):
         filter, prompt = filter or edit.refuses, edit.prompt
+        model = model if edit.original is None else edit.original
+        golds = [gold for gold in golds if weights_sha256(gold) != edit.stands_on]
         edit = [edit.model, *edit.edits]
     changed, edits = _parted(model, edit)
     if baked is not None:

@@ -25,6 +25,9 @@ class System(Protocol):
         edits: interventions on it.
         refuses: refuses text in the deployed system.
         prompt: stands before every text that the deployed system reads.
+        original: the model to hold it against, where it is another than the one that was given.
+        stands_on: hash of the weights of a model that it was made from and that never knew: as a
+            gold it would be no stranger.
     """
 
     @property
@@ -35,6 +38,10 @@ class System(Protocol):
     def refuses(self) -> Filter | None: ...
     @property
     def prompt(self) -> SystemPrompt: ...
+    @property
+    def original(self) -> Any: ...
+    @property
+    def stands_on(self) -> str: ...
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ VERDICTS = {
     "DEGRADED": ("#999933", "triangle-down"),
     "INCONCLUSIVE": ("#555555", "circle"),
 }
+MANY = 12
+"""Edits beyond which only those that no other one beats are named in the figure."""
 CORNERS = {
     "a gold": (1.0, 1.0, STYLES["gold"].color, "star"),
     "the original": (1.0, 0.0, STYLES["original"].color, "diamond"),
@@ -103,8 +105,9 @@ def pareto_figure(reports: Mapping[str, AuditReport]) -> go.Figure:
     for panel, (name, found) in enumerate(read.items(), 1):
         _add_corners(figure, panel)
         _add_front(figure, found, panel)
-        for spot in found:
-            _add_spot(figure, spot, panel)
+        named = front([(s.x[0], s.y[0]) for s in found])
+        for i, spot in enumerate(found):
+            _add_spot(figure, spot, panel, named=len(found) <= MANY or i in named)
         area = hypervolume([(s.x[0], s.y[0]) for s in found])
         title = f"{PANELS[name]}<br>1 = as a gold; area {area:.2f}"
         figure.update_yaxes(title=title, range=[-0.05, 1.08], row=panel, col=1)
@@ -159,7 +162,7 @@ def _add_front(figure: go.Figure, found: Sequence[Spot], panel: int) -> None:
     )  # fmt: skip
 
 
-def _add_spot(figure: go.Figure, spot: Spot, panel: int) -> None:
+def _add_spot(figure: go.Figure, spot: Spot, panel: int, *, named: bool) -> None:
     color, symbol = VERDICTS[spot.verdict]
     (x, left, right), (y, low, high) = spot.x, spot.y
     figure.add_scatter(
@@ -169,7 +172,7 @@ def _add_spot(figure: go.Figure, spot: Spot, panel: int) -> None:
     )  # fmt: skip
     shown = escape(spot.name)
     figure.add_scatter(
-        x=[x], y=[y], mode="markers+text", text=[label(spot.name, 24)],
+        x=[x], y=[y], mode="markers+text", text=[label(spot.name, 24) if named else ""],
         textposition="bottom left", name=spot.verdict, legendgroup=spot.verdict,
         showlegend=is_new(figure, spot.verdict),
         marker={"symbol": symbol, "size": 11, "color": color},

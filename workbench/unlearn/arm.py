@@ -94,8 +94,12 @@ def metered(model: Any) -> Iterator[Meter]:
 
 def made(arm: Arm, meter: Meter, config: Any, seed: int) -> Arm:
     """The arm with its cost, settings and seed."""
-    settings = asdict(config) if is_dataclass(config) and not isinstance(config, type) else {}
-    return replace(arm, cost=meter.spent, config=settings, seed=seed)
+    return replace(arm, cost=meter.spent, config=settings_of(config), seed=seed)
+
+
+def settings_of(config: Any) -> dict[str, Any]:
+    """The fields of a config; none of what is no dataclass."""
+    return asdict(config) if is_dataclass(config) and not isinstance(config, type) else {}
 
 
 def require_arm(method: str, model: Any, target: Target, retained: Sequence[str] = ()) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from workbench.errors import TargetError
 from workbench.facts.target import Target
-from workbench.unlearn.arm import Arm
+from workbench.unlearn.arm import Arm, settings_of
 from workbench.unlearn.methods import Method
 from workbench.unlearn.system import system_recall
 
@@ -65,10 +65,10 @@ def choose_strength(
         floor = 0.0
     trials, best = [], None
     for i, config in enumerate(method.strengths):
-        arm = method.unlearn(model, target, config, seed)
+        arm = method.arm(model, target, config, seed)
         found = _recalls(arm, target, asked)
         utility = min(f / c for f, c in zip(found[1:], ceilings, strict=True))
-        trial = Trial(i, asdict(config), *found, utility, arm.cost.seconds)
+        trial = Trial(i, settings_of(config), *found, utility, arm.cost.seconds)
         trials.append(trial)
         if best is None or _order(trial, floor) < _order(trials[best[0]], floor):
             best = (i, arm)

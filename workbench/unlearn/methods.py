@@ -3,7 +3,7 @@
 import importlib
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -11,7 +11,7 @@ from typing import Any
 
 from workbench.errors import WorkbenchError
 from workbench.facts.target import Target
-from workbench.unlearn.arm import Arm
+from workbench.unlearn.arm import Arm, Spent, made, metered
 
 FAMILIES: dict[str, tuple[str, ...]] = {
     "gradient": (
@@ -59,7 +59,22 @@ class Method:
 
     def __call__(self, model: Any, target: Target, seed: int = 0) -> Arm:
         """The arm at the default strength."""
-        return self.unlearn(model, target, self.default, seed)
+        return self.arm(model, target, self.default, seed)
+
+    def arm(self, model: Any, target: Target, config: Any, seed: int) -> Arm:
+        """The arm of a config; where the file measured no cost, it is measured here.
+
+        Raises:
+            WorkbenchError: the function returned something else than an arm.
+        """
+        with metered(model) as meter:
+            arm = self.unlearn(model, target, config, seed)
+        if not isinstance(arm, Arm):
+            raise WorkbenchError(
+                f"{self.name}: unlearn returned a {type(arm).__name__}, wanted an Arm"
+            )
+        arm = arm if arm.cost != Spent() else made(arm, meter, config, seed)
+        return replace(arm, method=self.name)
 
 
 def method(name: str) -> Method:
