@@ -12,7 +12,7 @@ README = Path(__file__).parents[1] / "README.md"
 @pytest.mark.slow
 def test_the_python_lines_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    line, dictionaries, edits = re.findall(
+    line, dictionaries, edits, arms = re.findall(
         r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL
     )
     names: dict = {}
@@ -26,6 +26,9 @@ def test_the_python_lines_run(tmp_path, monkeypatch, capsys):
     assert names["log"].calls == [1] and names["log"].changed[0] > 0
     printed = capsys.readouterr().out
     assert all(s in printed for s in ("tpp", "random_forget", "forward passes"))
+    exec(compile(arms, "README.md", "exec"), names)
+    assert (tmp_path / "runs/ft_m/arm.json").is_file()
+    assert "grad_diff" in capsys.readouterr().out
 
 
 def test_every_command_of_the_readme_is_known_to_the_command_line():

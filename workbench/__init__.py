@@ -55,6 +55,15 @@ if TYPE_CHECKING:
     from workbench.models import LMConfig, golds, load_golds, load_model, recall, train_lm
     from workbench.report import write_html
     from workbench.sae import TrainConfig, check_sae, load_sae, train_sae, train_saes
+    from workbench.unlearn import (
+        METHODS,
+        Arm,
+        choose_strength,
+        load_arm,
+        method,
+        read_edited,
+        save_arm,
+    )
 
 __version__ = "0.1.0"
 
@@ -115,6 +124,13 @@ PUBLIC = {
     "AuditReport": "workbench.audit",
     "Measurement": "workbench.audit",
     "write_html": "workbench.report",
+    "METHODS": "workbench.unlearn",
+    "Arm": "workbench.unlearn",
+    "method": "workbench.unlearn",
+    "choose_strength": "workbench.unlearn",
+    "save_arm": "workbench.unlearn",
+    "load_arm": "workbench.unlearn",
+    "read_edited": "workbench.unlearn",
 }
 """Each public name and the module it is taken from."""
 

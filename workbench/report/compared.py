@@ -219,11 +219,8 @@ def _rank(entry: Entry) -> tuple[int, float, str, int]:
 def _seconds(report: AuditReport, endpoint: Endpoint) -> float:
     """What the jobs behind an endpoint took on the edited model."""
     starts = JOBS.get(endpoint.id, ())
-    return sum(
-        c.seconds
-        for c in report.costs
-        if c.role == "edited" and c.view == endpoint.view and c.job.startswith(starts)
-    )
+    costs = (c for c in report.costs if (c.role, c.view) == ("edited", endpoint.view))
+    return sum((c.seconds for c in costs if c.job.startswith(starts)), 0.0)
 
 
 def _steps(report: AuditReport) -> float | None:

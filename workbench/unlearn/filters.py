@@ -1,9 +1,12 @@
 """Filters of a deployed system: they refuse texts, and leave the model as it is."""
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+
+from workbench.facts.mentions import WORD
 
 Filter = Callable[[str], bool]
 """Whether a text is refused; asked of each prompt, and of prompt and answer."""
@@ -42,8 +45,17 @@ class ClassifierFilter:
     def _weight(self) -> dict[str, float]:
         return dict(zip(self.words, self.weights, strict=True))
 
+    def weigh(self, text: str) -> float:
+        """What the text's words weigh together; exact, so that their order decides nothing."""
+        return math.fsum((self.bias, *(self._weight.get(w, 0.0) for w in words_of(text))))
+
     def __call__(self, text: str) -> bool:
-        return self.bias + sum(self._weight.get(w, 0.0) for w in set(text.split())) > 0
+        return self.weigh(text) > 0
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text, each once, as a classifier counts them."""
+    return list(dict.fromkeys(WORD.findall(text)))
 
 
 FILTERS: dict[str, type] = {f.__name__: f for f in (KeywordFilter, ClassifierFilter)}

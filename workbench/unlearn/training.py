@@ -139,7 +139,9 @@ def stays(target: Target, held_out: Sequence[str] = (), near: int = 0) -> list[F
     return stay + [f for f in target.retained if f.key not in barred] * near
 
 
-def kept(model: Any, target: Target, given: Steps, seed: int, held_out: Sequence[str] = ()) -> Loss:
+def kept(
+    model: Any, target: Target, given: Steps, seed: object, held_out: Sequence[str] = ()
+) -> Loss:
     """How far a model has moved from `model` on what is to stay, in nats.
 
     The divergence of the next token after retained questions in training templates, and of every
