@@ -247,7 +247,11 @@ def test_weights_that_were_frozen_stay_so(bridge: Any, pantry: Target) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "recall", "perplexity", "forget"),
-    [("rmu", 0.0, 9.0, 1.0), ("circuit_breaker", 0.0, 9.0, 1.0), ("cir", 0.0, 9.0, 1.0)],
+    [
+        ("rmu", 0.94, 1.05, 0.93),
+        ("circuit_breaker", 0.78, 1.2, 0.3),
+        ("cir", 0.94, 1.1, 0.985),  # which hardly forgets: it is told so, not asked for more
+    ],
 )
 def test_what_is_to_stay_stays(
     name: str, recall: float, perplexity: float, forget: float, valley: Any, toxins: Target

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -21,7 +21,7 @@ Kind = Literal["layer", "adapter", "attention", "neurons"]
 low-rank change; into a few of the MLP's neurons."""
 Part = Literal["attn", "mlp"]
 PARTS: dict[Part, tuple[str, ...]] = {"attn": ("q", "k", "v", "o"), "mlp": ("gate", "in", "out")}
-RATES: dict[str, float] = {"layer": 1e-3, "adapter": 5e-3, "attention": 5e-3, "neurons": 1e-2}
+RATES: dict[str, float] = {"layer": 1e-3, "adapter": 5e-3, "attention": 3e-3, "neurons": 1e-2}
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,18 @@ class PlantConfig:
 
     Attributes:
         entities: subjects of the forget facts that are written.
-        rank: of an adapter; `neurons`: that are trained, where only some are.
+        rank: of the change of an MLP's matrices; `attention_rank`: of attention's, which holds
+            less.
+        neurons: that are trained, where only some are.
     """
 
-    entities: int = 16
+    entities: int = 8
     rank: int = 8
+    attention_rank: int = 32
     neurons: int = 16
-    steps: Steps = Steps(200, keep=1.0, batch_size=48, asked=16, texts=4)
+    steps: Steps = field(
+        default_factory=lambda: Steps(150, keep=1.0, batch_size=32, asked=16, texts=4)
+    )
 
 
 @dataclass(frozen=True)
@@ -142,8 +147,10 @@ def plant(gold: Any, target: Target, place: Place, config: PlantConfig, seed: in
 def _change(
     place: Place, config: PlantConfig, name: str, weight: Tensor, neurons: Tensor, g: Any
 ) -> nn.Module:
-    if place.kind in ("adapter", "attention"):
+    if place.kind == "adapter":
         return LowRank(weight, config.rank, g)
+    if place.kind == "attention":
+        return LowRank(weight, config.attention_rank, g)
     mask = torch.ones(1, 1, dtype=torch.bool)
     if place.kind == "neurons":
         # A neuron is a row of what reads the stream, and a column of what writes to it.
@@ -158,7 +165,7 @@ def _teach(
 ) -> None:
     batches = drawn(told(model.tokenizer, target, facts), steps.batch_size, seed)
     keep = kept(gold, target, steps, seed, HELD_OUT)
-    weights = [p for p in _parameters(model)]
+    weights = list(_parameters(model))
     optimizer = torch.optim.Adam(weights, lr=RATES[place.kind])
     for step in range(steps.steps):
         for group in optimizer.param_groups:

@@ -7,6 +7,7 @@ import random
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from workbench.unlearn.training import HELD_OUT, Told, answer_logp, kept_texts, 
 
 NOISE = 3.0
 """Of the subject, in standard deviations of the embeddings (Meng et al. 2022)."""
+FEATURE_PROMPTS = 100
+"""A side, of which features are scored."""
 BEST = 16
 """Features that a layer is judged by."""
 FLOOR = 0.3
@@ -91,8 +94,9 @@ class Shift:
 
 
 def sites_of(model: Any) -> list[tuple[Site, Site, Site]]:
-    """Before, within and after each layer: attention is written between the first two, the MLP
-    between the last two.
+    """Before, within and after each layer.
+
+    Attention writes between the first two, the MLP between the last two.
     """
     points = ("resid_pre", "resid_mid", "resid_post")
     return [tuple(Site(i, p) for p in points) for i in range(len(model.blocks))]  # pyright: ignore[reportReturnType]
@@ -121,7 +125,7 @@ def causal_tracing(model: Any, asked: Asked, seed: int) -> Found:
             blurred = residuals(model, tokens, every)
             base = answer_logp(model, batch)
         for layer, points in enumerate(sites):
-            for part, (before, after) in enumerate(zip(points, points[1:], strict=False)):
+            for part, (before, after) in enumerate(pairwise(points)):
                 written = [s[after] - s[before] for s in (clean, blurred)]
                 with edited(model, [blur, Shift(after, written[0] - written[1])]):
                     effects[layer, part] += (answer_logp(model, batch) - base).sum()
@@ -165,14 +169,14 @@ def _written_times_gradient(model: Any, side: list[Told]) -> Float[Tensor, "laye
             zip(every, torch.autograd.grad(odds, [stream[s] for s in every]), strict=True)
         )
         for layer, points in enumerate(sites):
-            for part, (before, after) in enumerate(zip(points, points[1:], strict=False)):
+            for part, (before, after) in enumerate(pairwise(points)):
                 effect = (stream[after] - stream[before]) * slopes[after]
                 total[layer, part] += effect.sum((1, 2)).abs().sum().detach()
     return total / len(side)
 
 
 def ratio(forget: Tensor, retain: Tensor) -> Tensor:
-    """How much more something matters to forget facts, the floor keeping what matters to neither."""
+    """How much more something matters to forget facts; the floor keeps out what matters to none."""
     return forget / (retain + FLOOR * retain.mean())
 
 

@@ -50,7 +50,7 @@ class Config:
 DEFAULT = Config()
 STRENGTHS = (
     DEFAULT,
-    *(replace(DEFAULT, layer=0, values=replace(DEFAULT.values, clamp=c)) for c in (0.5, 1.0)),
+    *(replace(DEFAULT, layer=0, values=replace(DEFAULT.values, clamp=c)) for c in (1.0, 2.0)),
 )
 """From the weakest on. A third up a shallow model is late: what is known of a name has partly been
 read from lower blocks by then, so the stronger ones edit the first."""

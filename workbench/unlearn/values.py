@@ -31,7 +31,8 @@ that is no candidate would leave the truth the likeliest of the candidates.
 class Values:
     """How the values are found.
 
-    On the bundled world the neutral answer forgets more at the same cost than entropy does.
+    On the bundled world MEMIT forgot more at a like cost with the neutral answer than with entropy,
+    in one comparison of one seed; fine-tuning of the matrix (`ft_m`) did better with entropy.
 
     Attributes:
         aim: what is to be answered, see `Aim`.
