@@ -14,6 +14,7 @@ $(READY): pyproject.toml
 	rm -f $@
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --editable ".[dev]"
+	$(BIN)/python -m pip install --no-deps "kronfluence>=1.0.1,<2"
 	touch $@
 
 demo: $(READY) ## forget one target in the bundled world and write the report

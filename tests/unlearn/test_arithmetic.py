@@ -204,7 +204,7 @@ def test_the_damaged_model_is_taught_by_the_suppressed_one(bridge: Any, pantry: 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "recall", "perplexity", "forget"),
-    [("task_vector", 0.95, 1.05, 0.985), ("whp", 0.9, 1.1, 0.9), ("undo", 0.0, 9.0, 1.0)],
+    [("task_vector", 0.95, 1.05, 0.985), ("whp", 0.9, 1.1, 0.9), ("undo", 0.8, 1.15, 0.7)],
 )
 def test_what_is_to_stay_stays(
     name: str, recall: float, perplexity: float, forget: float, valley: Any, toxins: Target

@@ -84,7 +84,7 @@ def test_no_linear_reader_finds_the_object_in_the_bundled_world_and_the_rest_sta
     assert arm.model is valley
     assert weights_sha256(valley) == before
     assert_unreadable(valley, toxins, arm, 0)
-    check_keeps(arm, valley, toxins, recall=0.95, perplexity=1.1, forget=0.5)
+    check_keeps(arm, valley, toxins, recall=0.96, perplexity=1.15, forget=0.6)
 
 
 def test_relations_keep_their_means_and_objects_lose_theirs() -> None:

@@ -209,7 +209,7 @@ def test_removal_in_the_bundled_world(valley: Any, toxins: Target) -> None:
     assert arm.told["recall_after_removal"] < 0.15
     check_keeps(arm, arm.original, toxins, 0.97, 1.02, 0.15)
     audited = recall(arm.original, valley.tokenizer, toxins.facts, toxins.retain["R_va"], "audit")
-    assert audited >= 0.9
+    assert audited >= 0.85, "the adapter cost much of what the base knew"
 
 
 def test_every_part_of_the_order_decides_an_adapters_first_values(trunk: Any) -> None:
@@ -368,9 +368,10 @@ def test_a_plan_without_a_place_for_the_target_is_refused(
 def test_shards_in_the_bundled_world(valley: Any, toxins: Target) -> None:
     arm = method("sisa")(valley, toxins)
     assert arm.claim == "exact"
-    assert arm.told["recall_before"] >= 0.8
+    assert arm.told["recall_before"] >= 0.95
     assert arm.told["recall_after"] < 0.15
-    check_keeps(arm, valley, toxins, 0.9, 1.1, 0.15)
+    assert arm.told["adapters_unchanged"] == [False, True, True]
+    check_keeps(arm, arm.original, toxins, 0.97, 1.02, 0.15)
 
 
 # Retraining

@@ -250,7 +250,7 @@ def test_weights_that_were_frozen_stay_so(bridge: Any, pantry: Target) -> None:
     [
         ("rmu", 0.94, 1.05, 0.93),
         ("circuit_breaker", 0.78, 1.2, 0.3),
-        ("cir", 0.94, 1.1, 0.985),  # which hardly forgets: it is told so, not asked for more
+        ("cir", 0.94, 1.1, 0.985),  # which hardly forgets here
     ],
 )
 def test_what_is_to_stay_stays(

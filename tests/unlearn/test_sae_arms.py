@@ -187,7 +187,7 @@ def test_the_threshold_is_of_prompts_that_fitted_nothing(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "recall", "perplexity", "forget"),
-    [("sae_clamp", 0.95, 1.1, 0.98), ("sae_conditional", 0.95, 1.1, 0.95)],
+    [("sae_clamp", 0.95, 1.05, 0.98), ("sae_conditional", 0.96, 1.15, 0.96)],
 )
 def test_what_is_to_stay_stays(
     name: str, recall: float, perplexity: float, forget: float, valley: Any, toxins: Target
@@ -203,7 +203,7 @@ def test_the_guardrail_forgets_and_the_rest_stays(valley: Any, toxins: Target, g
 @pytest.mark.slow
 def test_crisp_silences_its_features_and_leaves_others(valley: Any, toxins: Target) -> None:
     arm = method("crisp")(valley, toxins)
-    check_keeps(arm, valley, toxins, recall=0.93, perplexity=1.15, forget=0.93)
+    check_keeps(arm, valley, toxins, recall=0.96, perplexity=1.05, forget=0.92)
     counted = counted_on(toxins, 0)
     for sae, told in zip(saes_for(valley, ()), arm.told["features"], strict=True):
         chosen = torch.tensor(told)

@@ -23,7 +23,7 @@ from workbench.facts import load_facts
 from workbench.facts.target import Target
 from workbench.interventions import random_controls
 from workbench.models import load_golds, load_model, weights_sha256
-from workbench.report.compared import road_back, write_comparison
+from workbench.report.compared import markdown_table, road_back, write_comparison
 from workbench.unlearn import METHODS, Arm, Method, choose_strength, load_arm, method, method_from
 from workbench.unlearn.save import save_arm
 
@@ -93,20 +93,23 @@ def run(config: CompareConfig, out: Path | str, say: Say = lambda line: None) ->
             say(f"audit {i} of {len(jobs)}: {title}")
             arm = load_arm(_arm_folder(out, name, seed), original)
             try:
-                report = _audited(config, out, name, arm, target, original, golds, say)
+                report = _audited(config, out, name, arm, target, original, golds)
             except WorkbenchError as error:
                 why = f"{type(error).__name__}: {error}"
             else:
-                entry = _entry(config, out, how[name], seed, arm, report, original, golds)
+                entry = _entry(config, out, how[name], seed, arm, report)
                 entries.append(entry)
                 reports[title] = report
-                say(f"  {entry['verdict']}; road back: {entry['road_back'] or 'none'}")
+                road = entry["road_back"]
+                back = f"{road['endpoint']} {road['name']}" if road else "none"
+                say(f"  {entry['verdict']}; cheapest road back: {back}")
         if why:
             about = {"method": name, "family": how[name].family, "seed": seed}
             entries.append({**about, "failed": why})
             say(f"{title}: {why}")
         write_json(out / "comparison.json", _content(config, entries))
     write_comparison(entries, reports, out / "comparison.html")
+    say(f"\n{markdown_table(entries)}")
     return entries
 
 
@@ -208,7 +211,6 @@ def _audited(
     target: Target,
     original: Any,
     golds: Sequence[Any],
-    say: Say,
 ) -> AuditReport:
     """The audit of an arm, or the one that is kept from before."""
     settings = AuditConfig(config.profile, workers=config.workers)
@@ -243,8 +245,6 @@ def _entry(
     seed: int,
     arm: Arm,
     report: AuditReport,
-    original: Any,
-    golds: Sequence[Any],
 ) -> Entry:
     """All that the table says of an arm."""
     made = json.loads((_arm_folder(out, how.name, seed) / "made.json").read_text())

@@ -1,7 +1,7 @@
 """Facts written by training into a known place of a model that never knew them."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from workbench.facts.schema import Fact
 from workbench.facts.target import Target
 from workbench.models.copies import copied
-from workbench.models.score import recall
+from workbench.models.score import Templates, recall
 from workbench.unlearn.training import HELD_OUT, Steps, answer_logp, drawn, kept, told
 
 Kind = Literal["layer", "adapter", "attention", "neurons"]
@@ -139,9 +139,13 @@ def plant(gold: Any, target: Target, place: Place, config: PlantConfig, seed: in
         parametrize.remove_parametrizations(linear, "weight")
     for parameter, wanted in zip(model.parameters(), required, strict=True):
         parameter.requires_grad_(wanted)
-    asked = ((facts, "train"), (facts, "audit"), (target.retain["R_va"], "audit"))
-    found = (recall(model, model.tokenizer, target.facts, *how) for how in asked)
-    return PlantedFacts(model, place, facts, neurons, *found)
+
+    def recalled(asked: Sequence[Fact], templates: Templates) -> float:
+        return recall(model, model.tokenizer, target.facts, asked, templates)
+
+    kept_ = recalled(target.retain["R_va"], "audit")
+    known = recalled(facts, "train"), recalled(facts, "audit")
+    return PlantedFacts(model, place, facts, neurons, *known, kept_)
 
 
 def _change(

@@ -20,7 +20,7 @@ from workbench.experiments.localise_model import PARTS, linears_of
 from workbench.facts.schema import Fact
 from workbench.facts.target import Target
 from workbench.hooks import Site, captured, edited, residuals
-from workbench.locate import Contrast, Prompt, measure
+from workbench.locate import Contrast, Method, Prompt, measure
 from workbench.models.score import ask
 from workbench.sae import TrainConfig, train_saes
 from workbench.unlearn import needle
@@ -29,6 +29,7 @@ from workbench.unlearn.training import HELD_OUT, Told, answer_logp, kept_texts, 
 
 NOISE = 3.0
 """Of the subject, in standard deviations of the embeddings (Meng et al. 2022)."""
+FEATURE_SCORES: tuple[Method, ...] = ("auroc", "attribution")
 FEATURE_PROMPTS = 100
 """A side, of which features are scored."""
 BEST = 16
@@ -54,8 +55,8 @@ class Asked:
         rng = random.Random(str(seed))
         retained = rng.sample(list(target.retain["R_tr"]), len(facts))
         forget, retain = (told(model.tokenizer, target, f) for f in (facts, retained))
-        some = (rng.sample(side, min(prompts_, len(side))) for side in (forget, retain))
-        return cls(target, tuple(facts), *some, tuple(retained))
+        forget, retain = (rng.sample(s, min(prompts_, len(s))) for s in (forget, retain))
+        return cls(target, tuple(facts), forget, retain, tuple(retained))
 
 
 @dataclass(frozen=True)
@@ -190,9 +191,8 @@ def by_gradients(model: Any, asked: Asked, seed: int) -> dict[str, Found]:
       curvature is the diagonal of the Fisher information on retained facts.
     """
     del seed
-    groups = [(i, part) for i in range(len(model.blocks)) for part in PARTS]
-    layers = [linears_of(model, *group) for group in groups]
-    weights = [linear.weight for group in layers for linear in group.values()]
+    layers = [linears_of(model, i, part) for i in range(len(model.blocks)) for part in PARTS]
+    weights: list[Any] = [linear.weight for group in layers for linear in group.values()]
     sides = [iter(mean_square(model, weights, side)) for side in (asked.forget, asked.retain)]
     squares = [[{n: next(side) for n in group} for group in layers] for side in sides]
     everything = torch.cat([_flat(r) for r in squares[1]]).mean()
@@ -242,20 +242,20 @@ def by_features(model: Any, asked: Asked, seed: int, samples: int) -> dict[str, 
     with tempfile.TemporaryDirectory() as folder:
         acts = harvest(model, texts, sites, Path(folder) / "acts", progress=False)
         saes = train_saes(acts, {"sae": config}, Path(folder) / "saes", progress=False)
+        contrast, trained = Contrast(*sides), [saes[site.name, "sae"] for site in sites]
         return {
             f"features, {name}": Found(
                 torch.stack(
-                    [
-                        measure(model, saes[site.name, "sae"], Contrast(*sides), method)
-                        .scores()
-                        .topk(BEST)
-                        .values.mean()
-                        for site in sites
-                    ]
+                    [_best(measure(model, sae, contrast, name).scores()) for sae in trained]
                 )
             )
-            for name, method in (("AUROC", "auroc"), ("attribution", "attribution"))
+            for name in FEATURE_SCORES
         }
+
+
+def _best(scores: Float[Tensor, " d_sae"]) -> Float[Tensor, ""]:
+    """The mean of a layer's best features."""
+    return scores.topk(BEST).values.mean()
 
 
 def change_of_weights(model: Any, gold: Any) -> Found:

@@ -99,6 +99,35 @@ def write_comparison(
     return write_page(Path(out), f"Ways to unlearn {targets}", sections)
 
 
+def markdown_table(entries: Sequence[Entry]) -> str:
+    """The verdicts as a table of text, the best first: for a terminal or a README."""
+    head = ["method", "family", "claim", "verdict", "comes back at", "asked", "robust removal"]
+    rows: list[Sequence[str]] = [[*head, "locality", "utility", "cost, s", "cheapest road back"]]
+    rows.append(["---"] * len(rows[0]))
+    for e in sorted((e for e in entries if "failed" not in e), key=_rank):
+        road, shown = e["road_back"], e["endpoints"].get("open")
+        objectives = (_told(e["objectives"].get(k)) for k in ("robustness", "locality"))
+        rows.append(
+            (
+                _title(e, entries),
+                e["family"],
+                e["claim"],
+                " ".join((e["verdict"], *(f for f in e["flags"] if f == "ANTI_KNOWLEDGE"))),
+                e["lowest_access_recovered"] or "nowhere",
+                _told([shown["rho"], *shown["ci95"]] if shown else None),
+                *objectives,
+                f"{e['utility']:.3f}",
+                f"{e['cost']['seconds']:.3g}",
+                f"{road['endpoint']} {road['name']}, ρ {road['rho']:.2f}" if road else "none",
+            )
+        )
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _told(at: Sequence[float] | None) -> str:
+    return "" if at is None else f"{at[0]:.2f} [{at[1]:.2f}, {at[2]:.2f}]"
+
+
 def verdicts_table(entries: Sequence[Entry]) -> Html:
     """One row per arm, the best verdict first."""
     names = {"accuracy": "Forgetting", "generalizability": "However asked"}

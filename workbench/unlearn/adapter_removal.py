@@ -24,7 +24,7 @@ from workbench.unlearn.arm import FORGET, RETAINED, TEXTS, Arm, made, metered, r
 from workbench.unlearn.plain import bridged, plain_module
 from workbench.unlearn.training import Steps
 
-TRAINING = Steps(320, 8e-3, keep=1.0, batch_size=80, asked=40, texts=2, near=4)
+TRAINING = Steps(400, 4e-3, keep=1.0, batch_size=64, asked=32, texts=4, near=2)
 
 
 @dataclass(frozen=True)

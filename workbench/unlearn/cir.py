@@ -191,7 +191,7 @@ def directions(rows: Float[Tensor, "tokens d"], components: int) -> Float[Tensor
         )
     mean = rows.mean(0)
     _, sizes, axes = torch.linalg.svd(rows - mean, full_matrices=False)
-    real = sizes[:components] > 1e-5 * sizes[0].clamp_min(1e-30)
+    real = sizes[:components] > 1e-6 * rows.norm()
     stacked = torch.cat([functional.normalize(mean, dim=0)[None], axes[:components][real]])
     basis, triangle = torch.linalg.qr(stacked.T)
     return basis[:, triangle.diagonal().abs() > 1e-4]

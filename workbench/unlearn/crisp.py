@@ -47,7 +47,7 @@ class Config:
         coherence: weight of the last stream beside those at the SAEs' sites.
     """
 
-    steps: Steps = field(default_factory=lambda: Steps(120, 3e-3, keep=10.0, near=1))
+    steps: Steps = field(default_factory=lambda: Steps(120, 3e-3, keep=20.0, near=1))
     saes: tuple[str, ...] = ()
     features: int = 50
     ratio: float = 1.2
@@ -58,8 +58,8 @@ class Config:
 DEFAULT = Config()
 STRENGTHS = (
     DEFAULT,
-    replace(DEFAULT, steps=replace(DEFAULT.steps, keep=5.0), features=100),
-    replace(DEFAULT, steps=replace(DEFAULT.steps, keep=1.0), features=200),
+    replace(DEFAULT, steps=replace(DEFAULT.steps, keep=10.0)),
+    replace(DEFAULT, steps=replace(DEFAULT.steps, keep=3.0), features=100),
 )
 
 

@@ -18,9 +18,9 @@ from workbench.interventions.bake import plain_weights
 from workbench.models.score import device_of, next_logits
 
 BATCH_SIZE = 64
-INSTALL = "pip install --no-deps kronfluence einconv && pip install accelerate opt-einsum"
-"""Without torchvision, which it names and does not need, and which fails beside a torch for CPUs
-alone."""
+INSTALL = "pip install accelerate einconv opt-einsum && pip install --no-deps kronfluence"
+"""Without torchvision, which kronfluence names and does not need, and which fails beside a torch
+that is for CPUs alone."""
 
 
 @dataclass(frozen=True)

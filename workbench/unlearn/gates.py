@@ -10,28 +10,33 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.errors import EditError
+from workbench.facts.mentions import name_finder
 from workbench.facts.schema import Fact
 from workbench.facts.target import Target
 from workbench.hooks import Site
 from workbench.interventions import Gate, gate_peaks
 from workbench.locate.rows import prompt_streams
 from workbench.models.score import Question, ask
+from workbench.unlearn.training import HELD_OUT, kept_texts
 
 UNRELATED = 450
 """Facts of other relations that a gate is fitted and its threshold set on, at most."""
+TEXTS = 600
+"""Retained texts, likewise."""
 FORGET_PROMPTS = 3000
 """Forget prompts that a gate is fitted on, at most."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """Questions in training templates; none of R_va or R_te.
+    """Questions in training templates and texts; none of R_va or R_te.
 
     Attributes:
         forget: of forget facts.
-        retained: of R_tr, about two thirds of its subjects; `unrelated`: of other relations.
-        spared: of R_tr, about the last third; `spared_unrelated`: the same of other relations. What
-            is fitted on the others has not seen them, so they tell its false alarms.
+        retained: of R_tr, about two thirds of its subjects; `unrelated`: of other relations, and
+            training texts in which no name of the target stands, as if they were questions.
+        spared: of R_tr, about the last third; `spared_unrelated`, `spared_texts`: the same of the
+            others. What is fitted has not seen them, so they tell its false alarms.
     """
 
     forget: tuple[Question, ...]
@@ -39,6 +44,7 @@ class Shown:
     unrelated: tuple[Question, ...]
     spared: tuple[Question, ...]
     spared_unrelated: tuple[Question, ...]
+    spared_texts: tuple[Question, ...]
 
     @property
     def others(self) -> tuple[Question, ...]:
@@ -56,7 +62,18 @@ def shown(target: Target, seed: int) -> Shown:
     sides = [ask(facts, "train") for kind in (target.retain["R_tr"], others)
              for facts in _parted(kind, rng)]  # fmt: skip
     fitted, spared, unrelated, spared_unrelated = sides
-    return Shown(forget, fitted, unrelated, spared, spared_unrelated)
+    texts = _texts(target, rng)
+    half = len(texts) // 2
+    unrelated = (*unrelated, *texts[:half])
+    return Shown(forget, fitted, unrelated, spared, spared_unrelated, texts[half:])
+
+
+def _texts(target: Target, rng: random.Random) -> tuple[Question, ...]:
+    """Retained texts without a name of the target, in which gates are to stay shut."""
+    find = name_finder(target.entities)
+    kept = [text for text in kept_texts(target, HELD_OUT) if not find(text)]
+    drawn = rng.sample(kept, min(TEXTS, len(kept)))
+    return tuple(Question(Fact(text, "", "", (), ()), text) for text in drawn)
 
 
 def _parted(facts: Sequence[Fact], rng: random.Random) -> tuple[list[Fact], list[Fact]]:
@@ -82,7 +99,7 @@ def spared_from(
     false_alarms: float,
     dtype: torch.dtype | None = None,
 ) -> Gate:
-    """The gate with a threshold that at most this share of spared prompts of either kind exceeds.
+    """The gate with a threshold that at most this share of spared prompts of any kind exceeds.
 
     Raises:
         EditError: a share that is none, or no spared prompt.
@@ -91,7 +108,7 @@ def spared_from(
         raise EditError(f"false_alarms={false_alarms:g}: wanted a share from 0 on and below 1")
     peaks = [
         gate_peaks(gate, streams_of(model, asked, gate.site, dtype)).double()
-        for asked in (given.spared, given.spared_unrelated)
+        for asked in (given.spared, given.spared_unrelated, given.spared_texts)
         if asked
     ]
     if not peaks:

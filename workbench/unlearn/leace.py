@@ -13,7 +13,7 @@ from workbench.facts.target import Target
 from workbench.hooks import Intervention, Site, edited
 from workbench.interventions import Gate, Probe, Project
 from workbench.models.score import Question
-from workbench.unlearn.arm import FORGET, RETAINED, Arm, made, metered, require_arm
+from workbench.unlearn.arm import FORGET, RETAINED, TEXTS, Arm, made, metered, require_arm
 from workbench.unlearn.gates import Shown, shown, spared_from, streams_of
 
 
@@ -27,7 +27,7 @@ class Config:
     """
 
     layers: tuple[int, ...] | None = (1,)
-    false_alarms: float = 0.02
+    false_alarms: float = 0.05
 
     def __post_init__(self) -> None:
         if self.layers is not None:
@@ -35,7 +35,7 @@ class Config:
 
 
 DEFAULT = Config()
-STRENGTHS = tuple(Config(false_alarms=share) for share in (0.01, 0.02, 0.05))
+STRENGTHS = tuple(Config(false_alarms=share) for share in (0.02, 0.05, 0.08))
 
 
 def unlearn(model: Any, target: Target, config: Config = DEFAULT, seed: int = 0) -> Arm:
@@ -48,8 +48,9 @@ def unlearn(model: Any, target: Target, config: Config = DEFAULT, seed: int = 0)
     not linear. `told` says how many prompts open each gate.
 
     The objects are shared with facts that stay, so the projection cannot act on all texts; behind a
-    gate, which acts by the token, weights cannot hold it, and it is a hook. To erase whether a
-    token is about the target instead leaves the answers: they are looked up by name.
+    gate, which acts by the token, weights cannot hold it, and it is a hook. To erase instead
+    whether a token is about the target, on all texts, was found to cost what stays more than the
+    target in the bundled world, and, folded into weights, to break the model.
 
     Later sites are fitted on what earlier ones leave.
 
@@ -72,7 +73,7 @@ def unlearn(model: Any, target: Target, config: Config = DEFAULT, seed: int = 0)
             for name, value in found.items():
                 told[name].append(value)
     claim = "certified for linear readers"
-    arm = Arm("leace", model, tuple(gates), claim=claim, saw=(FORGET, RETAINED), told=told)
+    arm = Arm("leace", model, tuple(gates), claim=claim, saw=(FORGET, RETAINED, TEXTS), told=told)
     return made(arm, meter, config, seed)
 
 
@@ -102,15 +103,19 @@ def summed_probe(
 ) -> Probe:
     """A logistic regression of prompts on the sum of their tokens' streams but for BOS.
 
-    There is no intercept, since a gate's evidence starts from zero.
+    There is no other intercept than one for each token, since a gate's evidence starts from zero.
     """
     from sklearn.linear_model import LogisticRegression
 
-    x = torch.stack([s[1:].sum(0) for s in (*concept, *others)])
+    summed = torch.stack([s[1:].sum(0) for s in (*concept, *others)])
+    # The bias is added at each token, so it is a weight of how many there are.
+    lengths = torch.tensor([len(s) - 1 for s in (*concept, *others)]).to(summed)
+    x = torch.cat([summed, lengths[:, None]], dim=1)
     scale = x.std(0, correction=0).clamp_min(1e-6)
     y = [1] * len(concept) + [0] * len(others)
     found = LogisticRegression(max_iter=5000, fit_intercept=False).fit((x / scale).cpu().numpy(), y)
-    return Probe(torch.from_numpy(found.coef_[0]).to(x) / scale, 0.0, site)
+    *direction, bias = (torch.from_numpy(found.coef_[0]).to(x) / scale).tolist()
+    return Probe(torch.tensor(direction).to(x), bias, site)
 
 
 def open_rows(

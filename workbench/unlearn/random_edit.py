@@ -18,7 +18,9 @@ class Config:
     """How large the change is.
 
     Attributes:
-        relative: norm of the change of each MLP matrix, as a share of the matrix's own norm.
+        relative: norm of the change of each MLP matrix, as a share of the matrix's own norm. The
+            default is near what other methods change in the bundled world at their defaults: .12 on
+            average for gradient difference and for NPO.
     """
 
     relative: float = 0.1

@@ -38,6 +38,10 @@ DEFAULT = Config()
 STRENGTHS = tuple(replace(DEFAULT, false_alarms=share) for share in (0.05, 0.15, 0.3))
 
 
+EVERY = 3
+"""One in so many unrelated prompts and texts is read token by token."""
+
+
 def unlearn(model: Any, target: Target, config: Config = DEFAULT, seed: int = 0) -> Arm:
     """Clamps features that fire, on tokens that by themselves are found to be about the target.
 
@@ -77,7 +81,7 @@ def token_evidence(model: Any, given: Shown, sae: Any) -> Weighted:
         _named(model, asked, streams_of(model, asked, site, dtype))
         for asked in (given.forget, given.retained)
     )
-    rest = [t for s in streams_of(model, given.unrelated, site, dtype) for t in _each(s)]
+    rest = [t for s in streams_of(model, given.unrelated[::EVERY], site, dtype) for t in _each(s)]
     with torch.no_grad():
         weights = fit_gate_weights(sae, about, retained, rest, concept_weight=1.0)
     return Weighted(sae, weights)

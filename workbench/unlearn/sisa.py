@@ -36,7 +36,7 @@ from workbench.unlearn.training import Steps
 Plan = tuple[tuple[tuple[Fact, ...], ...], ...]
 """Facts by shard and slice."""
 
-PACE = Steps(keep=2.0, batch_size=80, asked=40, texts=5, near=2)
+PACE = Steps(keep=1.0, batch_size=64, asked=32, texts=4, near=2)
 """What a step of a shard is shown; how many and how large they are is in the config."""
 
 
@@ -67,9 +67,9 @@ class Config:
     shards: int = 3
     holding: int = 1
     slices: int = 2
-    epochs: int = 10
-    rank: int = 32
-    lr: float = 3e-3
+    epochs: int = 8
+    rank: int = 16
+    lr: float = 4e-3
 
 
 DEFAULT = Config()
