@@ -20,6 +20,7 @@ from workbench.sae.config import CLASSES, new_sae
 from workbench.sae.load import bundled_saes, load_sae
 from workbench.sae.step import sparse_step
 from workbench.sae.train import read_recipe
+from workbench.unlearn import METHODS, load_arm, method, save_arm, system_recall
 
 pytestmark = [
     pytest.mark.gpu,
@@ -110,3 +111,19 @@ def test_attacks_do_what_they_do_on_the_cpu(name):
     assert found["cpu"].keys() == found["cuda"].keys() and found["cpu"]
     for key, scores in found["cpu"].items():
         assert found["cuda"][key].mean == pytest.approx(scores.mean, abs=0.1), key
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "retrain"])
+def test_methods_forget_and_keep_as_on_the_cpu(tmp_path, name):
+    """But for retraining, which is the training of a gold. Sampling differs in the last bits."""
+    facts = load_facts("valley")
+    target, found = facts.target("toxins"), {}
+    for device in ("cpu", "cuda"):
+        model = load_model("valley", device=device)
+        arm = method(name)(model, target)
+        save_arm(arm, model, tmp_path / device)
+        arm = load_arm(tmp_path / device, model, device)
+        assert {str(p.device).split(":")[0] for p in arm.model.parameters()} == {device}
+        asked = (target.fold("S"), target.retain["R_va"])
+        found[device] = [system_recall(arm, facts, some) for some in asked]
+    assert found["cuda"] == pytest.approx(found["cpu"], abs=0.1)

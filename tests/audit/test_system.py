@@ -62,13 +62,17 @@ def test_an_empty_prompt_is_refused(original: Any) -> None:
 def test_the_prompt_is_seen_in_the_text_and_nowhere_else(
     original: Any, club: Target, golds: list[Any]
 ) -> None:
-    """Other words before a question spoil what is read, and leave what can be had."""
+    """Other words before a question change what is read, and leave what can be had."""
     system = Handed(original, prompt=SystemPrompt("we saw the cup of"))
+    plain = audit(original, [], club, golds, AuditConfig("quick"))
     assert isinstance(system, System)
     report = audit(original, system, club, golds, AuditConfig("quick"))
-    by_id = {e.id: e for e in report.endpoints}
-    assert by_id["open"].m.E < by_id["open"].m.O - 0.1
-    assert by_id["M1"].rho == pytest.approx(1.0)
+    read, without = ({(r.endpoint, r.subset, r.metric, r.setting): r.value for r in found.rows
+                      if (r.role, r.view) == edited} for found, edited in (
+        (report, ("edited", "text")), (plain, ("edited", "deployed"))))  # fmt: skip
+    apart = [key for key, value in read.items() if value != without[key]]
+    assert ("B2", "F", "log_odds", "") in apart
+    assert {e.id: e.rho for e in report.endpoints}["M1"] == pytest.approx(1.0)
     assert report.card.models.edited.weights_identical
     assert report.card.models.edited.prompt == "we saw the cup of"
 

@@ -88,7 +88,7 @@ def test_arms_and_audits_are_kept_and_what_changed_is_made_anew_alone(
     assert "arms: 2 to make, 0 kept from before" in said
     content = json.loads((tmp_path / "out/comparison.json").read_text())
     assert [e["verdict"] for e in content["entries"]] == ["SUPPRESSED"] * 2
-    assert all(e["cost"]["seconds"] > 0 and e["trials"] for e in content["entries"])
+    assert [len(e["trials"]) for e in content["entries"]] == [1, 1]
     assert (tmp_path / "out/comparison.html").stat().st_size > 10_000
 
     said.clear()

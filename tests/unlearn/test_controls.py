@@ -130,14 +130,11 @@ def test_random_features_keep_the_gate_and_change_the_features(
 
 
 @pytest.mark.slow
-def test_random_features_forget_less_than_chosen_ones_at_a_mild_dose(
-    valley: Any, toxins: Target
-) -> None:
-    # At the default dose the gate and the push do most of it, and the two are nearly alike.
-    config = sae_gate.Config(("valley/blocks.1.hook_resid_post",), dose=0.0)
+def test_random_features_forget_less_than_chosen_ones(valley: Any, toxins: Target) -> None:
+    """Though not by much: behind a gate that opens on the target, a hard push breaks any answer."""
+    config = sae_gate.STRENGTHS[0]
     chosen, control = (
         1 - system_recall(m.unlearn(valley, toxins, config), toxins.facts, toxins.fold("S"))
         for m in (sae_gate, random_features)
     )
-    assert chosen > 0.05
-    assert chosen > 2 * control
+    assert chosen > control + 0.05

@@ -38,12 +38,14 @@ def homes(world: FactSet) -> Target:
     return world.target("fruit")
 
 
-def weight(rows: Tensor, labels: Tensor, like: Tensor) -> float:
-    """The largest coefficient of a logistic regression, in standard deviations of other rows.
+def weight(rows: Tensor, labels: Tensor, scale: Tensor) -> float:
+    """The largest coefficient of a logistic regression on centred rows.
 
-    They are those before erasure: dimensions that are gone would else be blown up from rounding.
+    Args:
+        scale: standard deviations before erasure, which rows are divided by: by their own,
+            dimensions that are gone would be blown up from rounding.
     """
-    x = (rows - like.mean(0)) / like.std(0, correction=0).clamp_min(1e-12)
+    x = (rows - rows.mean(0)) / scale
     found = LogisticRegression(max_iter=2000).fit(x.numpy(), labels.numpy())
     return float(np.abs(found.coef_).max())
 
@@ -55,14 +57,14 @@ def assert_unreadable(model: Any, target: Target, arm: Any, seed: int) -> None:
         with edited(model, arm.edits[:i], must_fire=i > 0):
             streams = streams_of(model, given.forget, gate.site, torch.float64)
         rows, relations, objects = leace.open_rows(gate, given.forget, streams)
-        erased = gate.edit(rows)
+        erased, scale = gate.edit(rows), rows.std(0, correction=0).clamp_min(1e-12)
         tried = 0
         for relation in relations.unique():
             mine = relations == relation
             if len(objects[mine].unique()) < 2:
                 continue
-            assert weight(rows[mine], objects[mine], rows) > 1e-2, "nothing was there to erase"
-            assert weight(erased[mine], objects[mine], rows) < 1e-4
+            assert weight(rows[mine], objects[mine], scale) > 1e-2, "nothing was there to erase"
+            assert weight(erased[mine], objects[mine], scale) < 1e-4
             tried += 1
         assert tried
 
