@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -441,11 +442,20 @@ def test_interrupted_retraining_goes_on_and_its_time_is_added_up(
     monkeypatch.setattr(module, "_save_checkpoint", stopped)
     with pytest.raises(KeyboardInterrupt):
         method("retrain").unlearn(learnt, pantry, config)
-    noted = json.loads((tmp_path / "a" / "gold-5.cost.json").read_text())
+    beside = tmp_path / "a" / "gold-5.cost.json"
+    noted = json.loads(beside.read_text())
     assert not noted["finished"] and not (tmp_path / "a" / "gold-5").exists()
+    (checkpoint,) = (tmp_path / "a").glob(".gold-5.*")
+    spent = checkpoint.stat().st_mtime - noted["since"]
+    clock = time.time()
     arm = method("retrain").unlearn(learnt, pantry, config)
     assert epochs == [1, 2], "epochs that were ready were trained again"
-    assert arm.cost.seconds > noted["seconds"] > 0
+    assert 0 < spent < arm.cost.seconds <= spent + time.time() - clock + 0.01
+    assert arm.told["seconds_measured"]
+    beside.unlink()
+    ready = method("retrain").unlearn(learnt, pantry, config)
+    assert ready.cost.seconds == 0 and not ready.told["seconds_measured"], "nobody saw the time"
+    assert len(epochs) == 2
     whole = method("retrain").unlearn(learnt, pantry, retrain.Config(folder=str(tmp_path / "b")))
     assert whole.stands_on == arm.stands_on
 

@@ -65,15 +65,16 @@ def unlearn(model: Any, target: Target, config: Config = DEFAULT, seed: int = 0)
     root = Path(config.folder) if config.folder else _cache() / "retrained" / job[:16]
     beside = root / f"gold-{told['gold_seed']}.cost.json"
     with metered(model) as meter:
-        with _clocked(beside, job, root / f"gold-{told['gold_seed']}" / "recipe.json"):
+        with _clocked(beside, job, root / f"gold-{told['gold_seed']}"):
             (folder,) = golds(target, root, recipe, seeds=(told["gold_seed"],), workers=1)
         new = load_model(folder, device=str(device_of(model)))
         stands_on = weights_sha256(new)
         if (dtype := next(model.parameters()).dtype) != torch.float32:
             new = new.to(dtype)
-    seconds = _noted(beside, job).get("seconds", 0.0)
+    noted = _noted(beside, job)
+    seconds = noted.get("seconds", 0.0)
     tokens = _tokens(model.tokenizer, recipe, corpus)
-    told["seconds_measured"] = seconds > 0
+    told["seconds_measured"] = noted.get("whole", False)
     arm = Arm("retrain", new, claim="exact", saw=(WITHOUT,), told=told, stands_on=stands_on)
     return replace(made(arm, meter, config, seed), cost=Spent(seconds, tokens, tokens))
 
@@ -155,23 +156,33 @@ def _tokens(tokenizer: Any, recipe: dict[str, Any], corpus: Sequence[Document]) 
 
 
 @contextmanager
-def _clocked(beside: Path, job: str, made: Path) -> Iterator[None]:
-    """Notes the seconds that training takes, over interruptions; nothing if none was needed."""
+def _clocked(beside: Path, job: str, out: Path) -> Iterator[None]:
+    """Notes the seconds that training takes; nothing if it was not needed.
+
+    Of a training that was interrupted, in whatever way, the time up to its last whole epoch counts.
+    `whole` says whether all of it was seen.
+    """
+    made, checkpoint = out / "recipe.json", out.with_name(f".{out.name}.checkpoint.pt")
     before = made.stat().st_mtime_ns if made.is_file() else None
-    noted, started = _noted(beside, job), time.perf_counter()
-    earlier = 0.0 if noted.get("finished") else noted.get("seconds", 0.0)
+    noted, earlier, whole = _noted(beside, job), 0.0, True
+    ready = made.is_file() and noted.get("finished", False)
+    if checkpoint.is_file() and not ready:
+        whole = noted.get("whole", False)
+        last_epoch = checkpoint.stat().st_mtime
+        earlier = noted.get("seconds", 0.0) + max(0.0, last_epoch - noted.get("since", last_epoch))
+    started = time.time()
 
-    def note(finished: bool) -> None:
-        seconds = round(earlier + time.perf_counter() - started, 3)
-        write_json(beside, {"job": job, "seconds": seconds, "finished": finished})
+    def note(seconds: float, finished: bool) -> None:
+        told = {"job": job, "seconds": round(seconds, 3), "since": started}
+        write_json(beside, {**told, "whole": whole, "finished": finished})
 
-    try:
-        yield
-    except BaseException:
-        note(False)
-        raise
+    if not ready:
+        note(earlier, finished=False)
+    yield
     if before is None or made.stat().st_mtime_ns != before:
-        note(True)
+        note(earlier + time.time() - started, finished=True)
+    elif not ready:
+        beside.unlink()
 
 
 def _noted(beside: Path, job: str) -> dict[str, Any]:
