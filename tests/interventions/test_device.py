@@ -117,13 +117,12 @@ def in_a_fresh_process(
     """The rows of `compiled.py`."""
     save_edit(edits, folder / "edits")
     model.save_pretrained(folder / "model")
-    options = [str(folder), backend, device]
+    script = Path(__file__).with_name("compiled.py")
     done = subprocess.run(
-        [sys.executable, "-m", "tests.interventions.compiled", *options],
+        [sys.executable, str(script), str(folder), backend, device],
         capture_output=True,
         text=True,
         check=False,
-        cwd=Path(__file__).parents[2],
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
