@@ -22,9 +22,11 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 QUIET = {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1", "PLOTLY_RENDERER": "plotly_mimetype"}
 """Set where notebooks are run: figures are data and no pages, so that they weigh little."""
 VERDICT = re.compile(r"\b(?:NOT_REMOVED|REMOVED|SUPPRESSED|DEGRADED|INCONCLUSIVE)\b")
-OF_A_MACHINE = re.compile(r"(?:^|[\s\"'(=])(?:/[\w.-]+){2,}/?|[A-Z]:\\|0x[0-9a-f]{8,}", re.MULTILINE)
+OF_A_MACHINE = re.compile(
+    r"(?:^|[\s\"'(=])(?:/[\w.-]+){2,}/?|[A-Z]:\\|0x[0-9a-f]{8,}", re.MULTILINE
+)
 MOST_BYTES = 200_000
-PLOTLY = "application/vnd.plotly.v1+json"
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def run(path: Path, folder: Path) -> Any:
@@ -42,6 +44,7 @@ def run(path: Path, folder: Path) -> Any:
         kernel_name="python3",
         resources={"metadata": {"path": str(folder)}},
         record_timing=False,
+        coalesce_streams=True,
     ).execute()
     return notebook
 
@@ -52,25 +55,27 @@ def code(notebook: Any) -> list[Any]:
 
 def said(cell: Any, stream: str = "stdout") -> str:
     """What a cell printed and, for `stdout`, the text of what it showed."""
-    texts = [o.text for o in cell.outputs if o.output_type == "stream" and o.name == stream]
+    texts = [o.text for o in cell.outputs if o.get("name") == stream]
     if stream == "stdout":
-        texts += [o.data.get("text/plain", "") for o in cell.outputs if "data" in o]
+        texts += [o.data.get("text/plain", "") for o in kept(cell) if "data" in o]
     return "\n".join(texts)
+
+
+def kept(cell: Any) -> list[Any]:
+    """Outputs without warnings and without progress bars, which may be widgets."""
+    shown = [o for o in cell.outputs if o.get("name") != "stderr"]
+    return [o for o in shown if WIDGET not in o.get("data", ())]
 
 
 def kinds(cell: Any) -> list[str]:
     """Of each output that is kept, what it is: text, a table, a figure."""
-    return [
-        "+".join(sorted(o.data)) if "data" in o else o.output_type
-        for o in cell.outputs
-        if o.get("name") != "stderr"
-    ]
+    return ["+".join(sorted(o.data)) if "data" in o else o.output_type for o in kept(cell)]
 
 
 def lightened(notebook: Any) -> Any:
-    """Without progress bars and warnings, and with nothing that changes from run to run."""
+    """With the outputs that are kept alone, and nothing that changes from run to run."""
     for cell in code(notebook):
-        cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+        cell.outputs = kept(cell)
         cell.metadata = {}
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -111,7 +116,7 @@ def test_a_notebook_runs_and_says_what_is_stored(
         assert kinds(cell) == kinds(before), cell.source
         assert VERDICT.findall(said(cell)) == VERDICT.findall(said(before)), cell.source
         # Where no widgets are installed, tqdm says so; it concerns how a bar is drawn.
-        warned = [w for w in re.findall(r"\w*Warning\b.*", said(cell, "stderr"))]
+        warned = re.findall(r"\w*Warning\b.*", said(cell, "stderr"))
         assert all(w.startswith("TqdmWarning") for w in warned), warned
 
 
