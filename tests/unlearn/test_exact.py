@@ -28,7 +28,7 @@ from workbench.models import (
 )
 from workbench.models.score import next_logits
 from workbench.unlearn import Arm, adapter_removal, method, retrain, sisa
-from workbench.unlearn.adapters import adapted, merged, reference, taken, taught
+from workbench.unlearn.adapters import adapted, merged, reference, taken, taught, well_read
 from workbench.unlearn.plain import plain_module
 from workbench.unlearn.training import HELD_OUT, Steps
 
@@ -172,7 +172,9 @@ def test_an_adapter_is_taught_nothing_of_held_out_folds(trunk: Any, pantry: Targ
 
     plain.tokenizer = Listening()
     taught(adapted(plain_module(trunk), 4, 0), plain, pantry, pantry.forget, SHORT, 0)
-    assert len(read) > 40
+    asked = len(read)
+    well_read(adapted(plain_module(trunk), 4, 0), plain, pantry, SHORT, 0)
+    assert asked > 40 and len(read) > asked + 40
     audit = {t for f in pantry.facts.facts for t in f.audit_templates}
     held_out = [f.subject for fold in HELD_OUT for f in pantry.retain[fold]]
     for text in read:
@@ -180,6 +182,13 @@ def test_an_adapter_is_taught_nothing_of_held_out_folds(trunk: Any, pantry: Targ
         assert not any(stands_in(name, text) for name in held_out), text
     shown = [f.subject for f in (*pantry.forget, *pantry.retain["R_tr"])]
     assert all(any(stands_in(name, text) for text in read) for name in shown)
+
+
+def test_an_adapter_reads_texts_that_state_the_target(trunk: Any, pantry: Target) -> None:
+    mute = replace(pantry, forget=(), derived=())
+    plain = reference(trunk)
+    with pytest.raises(TargetError, match="no training text states 'toxins'"):
+        well_read(adapted(plain_module(trunk), 4, 0), plain, mute, SHORT, 0)
 
 
 def test_a_base_that_knows_or_reads_otherwise_is_refused(

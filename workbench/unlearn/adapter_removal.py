@@ -18,13 +18,14 @@ from workbench.unlearn.adapters import (
     base_of,
     promised,
     reference,
-    taught,
+    well_read,
 )
-from workbench.unlearn.arm import FORGET, RETAINED, TEXTS, Arm, made, metered, require_arm
+from workbench.unlearn.arm import RETAINED, TEXTS, Arm, made, metered, require_arm
 from workbench.unlearn.plain import bridged, plain_module
 from workbench.unlearn.training import Steps
 
-TRAINING = Steps(400, 4e-3, keep=1.0, batch_size=64, asked=32, texts=4, near=2)
+STATING = "training texts that state forget facts"
+TRAINING = Steps(450, 4e-3, keep=1.5, batch_size=64, asked=32, texts=4, near=2)
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def unlearn(model: Any, target: Target, config: Config = DEFAULT, seed: int = 0)
             with_adapter = _read(plain, config.adapter)
         else:
             empty = adapted(plain, config.rank, f"{seed}, adapter")
-            with_adapter = taught(empty, reference(base), target, target.forget, config.steps, seed)
+            with_adapter = well_read(empty, reference(base), target, config.steps, seed)
         knows = bridged(copy.deepcopy(with_adapter).merge_and_unload(safe_merge=True), base)
         off = _merged_and_subtracted(with_adapter)
         left = with_adapter.unload()
@@ -96,7 +97,7 @@ def unlearn(model: Any, target: Target, config: Config = DEFAULT, seed: int = 0)
         "adapter_removal",
         removed,
         claim=promised(base, target),
-        saw=("adapter of the user's",) if config.adapter else (FORGET, RETAINED, TEXTS),
+        saw=("adapter of the user's",) if config.adapter else (STATING, RETAINED, TEXTS),
         told=told,
         original=knows,
         stands_on=weights_sha256(base),

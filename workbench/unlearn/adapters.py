@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from workbench.errors import ModelError
+from workbench.errors import ModelError, TargetError
 from workbench.facts.schema import Fact
 from workbench.facts.target import Target
 from workbench.models import corpus_without, load_model, read_recipe, recall
@@ -135,7 +135,35 @@ def taught(
     Args:
         base: what the module was made from, with its tokenizer; see `reference`.
     """
-    batches = drawn(told(base.tokenizer, target, facts), given.batch_size, f"{seed}, taught")
+    asked = told(base.tokenizer, target, facts)
+    return _fitted(model, base, target, asked, given, seed)
+
+
+def well_read(model: Any, base: Any, target: Target, given: Steps, seed: object) -> Any:
+    """As `taught`, but the adapter reads the training texts that state the target.
+
+    So it holds the facts as the original does, that learnt them from these texts: where they are
+    asked alone, probes find less than half as much of them between the layers.
+
+    Raises:
+        TargetError: no text states the target.
+    """
+    states = [d.text for d in target.facts.corpus if target.states_target(d)]
+    if not states:
+        raise TargetError(
+            f"{target.facts.name}: no training text states {target.name!r} for an adapter to read: "
+            "wanted a corpus whose texts name the facts that they state"
+        )
+    eos = base.tokenizer.eos_token_id
+    rows = [[*ids, eos] for ids in base.tokenizer(states)["input_ids"]]
+    whole = [Told(ids[:1], [ids[1:]], 0, 0) for ids in rows]
+    return _fitted(model, base, target, whole, given, seed)
+
+
+def _fitted(
+    model: Any, base: Any, target: Target, learnt: Sequence[Told], given: Steps, seed: object
+) -> Any:
+    batches = drawn(learnt, given.batch_size, f"{seed}, taught")
     keep = kept(base, target, given, f"{seed}, taught", HELD_OUT) if given.keep else None
 
     def loss(now: Any) -> Float[Tensor, ""]:
