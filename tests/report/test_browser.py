@@ -1,5 +1,6 @@
 """The page in a real browser: it draws, fits a narrow screen, and runs nothing of others."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ OPTIONS = [
 ]
 WIDE = """[...document.querySelectorAll('.js-plotly-plot')].every(plot =>
     Math.abs(plot._fullLayout.width - plot.clientWidth) < 2)"""
-ATTACK = "<img src=x onerror=alert(1)><script>alert(1)</script>"
+ATTACK = "</script><img src=x onerror=alert(1)><script>alert(1)</script>"
 FIGURES = 13
 DRAWN = f"document.querySelectorAll('.js-plotly-plot .main-svg').length >= {2 * FIGURES}"
 
@@ -54,7 +55,7 @@ def hostile(make_report, doses, tmp_path_factory) -> Path:
     return write_html(hurt, tmp_path_factory.mktemp("page"), doses)
 
 
-@pytest.mark.parametrize("width", [390, 1200])
+@pytest.mark.parametrize("width", [390, 800, 1400])
 def test_page_draws_fits_and_runs_nothing_of_others(browser, hostile, width) -> None:
     page = browser.new_page(viewport={"width": width, "height": 900})
     said, asked, dialogs = [], [], []
@@ -105,15 +106,151 @@ def test_wide_tables_scroll_inside_their_own_frame(browser, hostile) -> None:
     page.close()
 
 
-def test_printed_figures_fit_the_sheet(browser, hostile) -> None:
+def test_hovering_shows_hostile_text_as_text(browser, hostile) -> None:
+    page = browser.new_page(viewport={"width": 1400, "height": 900})
+    dialogs = []
+    page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+    page.goto(hostile.as_uri())
+    page.wait_for_function(DRAWN, timeout=60_000)
+    page.evaluate("""Plotly.Fx.hover('plot-endpoints',
+        [{curveNumber: document.getElementById('plot-endpoints').data.length - 1, pointNumber: 0}])
+    """)
+    page.wait_for_selector("#plot-endpoints .hoverlayer .hovertext", state="attached")
+    assert page.evaluate("document.querySelectorAll('main img, .hoverlayer script').length") == 0
+    assert dialogs == []
+    page.close()
+
+
+def test_printed_figures_fit_the_sheet_and_come_back(browser, hostile) -> None:
     page = browser.new_page(viewport={"width": 1200, "height": 900})
     page.goto(hostile.as_uri())
     page.wait_for_function(DRAWN, timeout=60_000)
-    page.evaluate("""() => {
+    sizes = """[...document.querySelectorAll('.js-plotly-plot')].map(
+        p => [p._fullLayout.width, p._fullLayout.height, p.clientHeight])"""
+    before = page.evaluate(sizes)
+    assert max(height for _, height, _ in before) > 800, "one figure is longer than a sheet"
+    page.evaluate(f"""() => {{
         window.printed = [];
-        addEventListener('beforeprint', () => document.querySelectorAll('.js-plotly-plot')
-            .forEach(plot => window.printed.push(plot._fullLayout.width)));
-    }""")
+        addEventListener('beforeprint', () => {{
+            window.printed = {sizes};
+            window.folded = document.querySelectorAll('details:not([open])').length;
+        }});
+    }}""")
     page.pdf(format="A4")
-    assert page.evaluate("window.printed") == [640] * FIGURES
+    printed = page.evaluate("window.printed")
+    assert [width for width, *_ in printed] == [640] * FIGURES
+    assert all(shown == height <= 800 for _, height, shown in printed)
+    assert page.evaluate("window.folded") == 0, "nothing stays folded on paper"
+    page.wait_for_timeout(500)
+    seen = [(size[0], size[1]) for size in page.evaluate(sizes) if size[2]]
+    assert seen == [(size[0], size[1]) for size in before if size[2]]
+    assert page.locator("details[open]").count() == 0
+    page.close()
+
+
+def test_on_paper_nothing_is_dark_or_wider_than_the_sheet(browser, hostile) -> None:
+    page = browser.new_page(viewport={"width": 700, "height": 1000}, color_scheme="dark")
+    page.goto(hostile.as_uri())
+    page.wait_for_function(DRAWN, timeout=60_000)
+    paper = "getComputedStyle(document.body).backgroundColor"
+    assert luminance(page.evaluate(paper)) < 0.05
+    page.emulate_media(media="print", color_scheme="dark")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate(paper) == "rgb(255, 255, 255)"
+    assert page.locator("nav").is_hidden()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 700
+    wide = "[...document.querySelectorAll('table')].filter(t => t.offsetWidth > 700).length"
+    assert page.evaluate(wide) == 0
+    kept = "[...document.querySelectorAll('figure')].map(f => getComputedStyle(f).breakInside)"
+    assert set(page.evaluate(kept)) == {"avoid"}
+    page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_can_be_read_in_light_and_dark(browser, hostile, scheme) -> None:
+    page = browser.new_page(viewport={"width": 1200, "height": 900}, color_scheme=scheme)
+    page.goto(hostile.as_uri())
+    page.wait_for_function(DRAWN, timeout=60_000)
+    found = page.evaluate("""() => {
+        const behind = e => {
+            for (; e; e = e.parentElement) {
+                const color = getComputedStyle(e).backgroundColor;
+                if (!color.endsWith(', 0)')) return color;
+            }
+        };
+        const own = [...document.querySelectorAll('body *')].filter(e =>
+            !e.closest('svg, script, noscript')
+            && [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()));
+        const drawn = [...document.querySelectorAll('.plot text')].filter(e => e.textContent);
+        return [...own.map(e => [getComputedStyle(e).color, behind(e), e.textContent.trim()]),
+            ...drawn.map(e => [getComputedStyle(e).fill, behind(e), e.textContent])];
+    }""")
+    assert len(found) > 1000
+    assert [row for row in found if contrast(row[0], row[1]) < 4.5] == []
+    assert len({paper for _, paper, _ in found}) == (1 if scheme == "light" else 2)
+    page.close()
+
+
+def luminance(color: str) -> float:
+    parts = [int(x) / 255 for x in re.findall(r"[0-9]+", color)[:3]]
+    linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(ink: str, paper: str) -> float:
+    dark, light = sorted((luminance(ink), luminance(paper)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_the_page_can_be_used_by_keyboard(browser, hostile) -> None:
+    page = browser.new_page(viewport={"width": 800, "height": 900})
+    page.goto(hostile.as_uri())
+    page.wait_for_function(DRAWN, timeout=60_000)
+    focused = "(e => [e.tagName, e.className, e.getAttribute('href')])(document.activeElement)"
+    page.keyboard.press("Tab")
+    assert page.evaluate(focused) == ["A", "skip", "#main"]
+    box = page.locator(".skip").bounding_box()
+    assert box["x"] >= 0 and box["y"] >= 0, "the link shows itself where it is reached"
+    links = []
+    for _ in range(8):
+        page.keyboard.press("Tab")
+        links.append(page.evaluate(focused)[2])
+    parts = page.evaluate("[...document.querySelectorAll('main > section')].map(s => s.id)")
+    assert links == [f"#{part}" for part in parts]
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.activeElement.id === 'part-provenance'")
+    page.evaluate("document.querySelector('#part-provenance summary').focus()")
+    page.keyboard.press("Enter")
+    assert page.locator("#part-provenance details").first.evaluate("d => d.open")
+    scrolled = page.evaluate("""[...document.querySelectorAll('.scroll')]
+        .filter(f => f.scrollWidth > f.clientWidth)
+        .map(f => [f.tabIndex, f.getAttribute('role')])""")
+    assert scrolled
+    assert all(at == [0, "region"] for at in scrolled)
+    page.close()
+
+
+def test_a_screen_reader_finds_landmarks_and_figures_in_words(browser, hostile) -> None:
+    page = browser.new_page(viewport={"width": 1200, "height": 900})
+    page.goto(hostile.as_uri())
+    page.wait_for_function(DRAWN, timeout=60_000)
+    assert page.get_by_role("main").count() == 1
+    assert page.get_by_role("navigation", name="Parts of this page").count() == 1
+    assert page.get_by_role("region", name="Collateral damage", exact=True).count() == 1
+    for name in ("By access of the reader", "All endpoints", "Facts that were to stay"):
+        figure = page.get_by_role("figure", name=name)
+        assert figure.count() == 1
+        assert "Numbers of this figure." in figure.inner_text()
+    heard = "document.querySelectorAll('.plot svg.main-svg:not([aria-hidden=true])').length"
+    assert page.evaluate(heard) == 0
+    page.close()
+
+
+def test_a_link_to_a_folded_table_opens_it(browser, hostile) -> None:
+    page = browser.new_page(viewport={"width": 1200, "height": 900})
+    page.goto(hostile.as_uri())
+    page.wait_for_function(DRAWN, timeout=60_000)
+    page.locator("#figure-recall-raw figcaption a").click()
+    page.wait_for_function("document.getElementById('family-table').closest('details').open")
     page.close()

@@ -1,7 +1,9 @@
 """The page is checked as text: complete, in order, escaped, and without a way out."""
 
+import re
 from dataclasses import fields, is_dataclass, replace
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,6 +26,7 @@ from workbench.audit.schema import (
 from workbench.report import write_html
 from workbench.report.card import ICONS
 from workbench.report.markup import MINUS, interval, number, p_value, yes
+from workbench.report.roles import standing
 from workbench.report.words import ACCESS, CLAIMS, FLAGS, PRIMARY, SETS
 
 ATTACK = "<script>alert(1)</script>"
@@ -41,12 +44,15 @@ class Page(HTMLParser):
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.words: list[str] = []
+        self.headings: list[list[str]] = []
         self._inside = ""
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
         self._inside = tag
+        if re.fullmatch("h[1-6]", tag):
+            self.headings.append([tag, ""])
 
     def handle_endtag(self, tag: str) -> None:
         self._inside = ""
@@ -54,6 +60,8 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self._inside not in ("script", "style"):
             self.words.append(data)
+        if re.fullmatch("h[1-6]", self._inside):
+            self.headings[-1][1] += data
 
     @property
     def text(self) -> str:
@@ -75,23 +83,70 @@ def test_out_is_a_folder_or_a_file(report, tmp_path) -> None:
 
 
 def test_the_story_is_told_in_order(page) -> None:
-    order = [
-        *("Audit of toxins", "Verdict: SUPPRESSED", "Lowest access", "Reasons", "Flags", "Claims"),
-        *("Where it comes back", "By access of the reader", "Endpoints.", "What the model answers"),
-        *("What its activations hold", "The hooks", "What training brings back", "Attacks"),
-        *("What was to stay", "How the dose was chosen", "What averages hide", "Gates: "),
-        *("Objectives,", "Limits", "Provenance", "Models", "Data contract"),
+    headings = [(tag, " ".join(words.split())) for tag, words in page.headings]
+    assert [words for tag, words in headings if tag in ("h1", "h2")] == [
+        *("Audit of toxins", "Verdict: SUPPRESSED", "Where it came back", "Evidence by endpoint"),
+        *("Attacks and their controls", "Collateral damage", "Claims", "Limits", "Provenance"),
     ]
-    places = [page.text.index(words) for words in order]
-    assert places == sorted(places)
+    order = [
+        *("What was audited", "For whom the answer holds", "Where it comes back"),
+        *("How sure this is", "Reasons", "Flags", "Why endpoints could not be used"),
+        *("What the model answers", "What its activations hold", "The hooks"),
+        *("What was to stay", "How the dose was chosen", "Gates", "Objectives"),
+        "What averages hide",
+    ]
+    assert [words for tag, words in headings if tag == "h3"] == order
+    shown = [a["id"] for tag, a in page.tags if tag == "figure"]
+    assert shown[:3] == ["figure-access", "figure-endpoints", "figure-recall-text"]
+    tables = [a["id"] for tag, a in page.tags if tag == "caption"]
+    told = ["endpoint-table", "family-table", "probe-table", "attacks", "kept", "claims", "gates"]
+    assert [t for t in tables if t in told] == told
+    assert tables.index("gates") < tables.index("objectives") < tables.index("run")
+
+
+def test_headings_go_down_one_step_at_a_time(page) -> None:
+    levels = [int(tag[1]) for tag, _ in page.headings]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+
+
+def test_every_link_leads_to_something_on_the_page(page) -> None:
+    ids = {a["id"] for _, a in page.tags if "id" in a}
+    links = [str(a["href"]) for _, a in page.tags if "href" in a]
+    assert all(link.startswith("#") and link[1:] in ids for link in links), links
+    parts = [str(a["id"]) for tag, a in page.tags if tag == "section"]
+    assert len(parts) == 8
+    assert links[1:9] == [f"#{part}" for part in parts]
+    assert links[0] == "#main"
+
+
+def test_figures_say_their_numbers_in_words(report, page) -> None:
+    m2 = next(e for e in report.endpoints if e.id == "M2")
+    assert page.count("figure") == page.text.count("Numbers of this figure.")
+    assert f"M2 rank profile (A1; {standing(report, m2)}): {m2.rho:.2f}" in page.text
+    hits = "edited, hooks on: 5 points from "
+    assert hits not in page.text, "few points are all told"
+    wanted = ("W1", "edited", "deployed", "V", "centred", "lr 0.001", 64.0)
+    last = [
+        r
+        for r in report.rows
+        if (r.endpoint, r.role, r.view, r.subset, r.metric, r.setting, r.x) == wanted
+    ]
+    value = sum(r.n * r.value for r in last) / sum(r.n for r in last)
+    assert f"; 64: {value:.2f}." in page.text
 
 
 def test_verdict_card_says_what_came_back_where_and_on_what_it_rests(report, page) -> None:
     assert report.verdict.sentence in page.text
+    found = [e for e in report.endpoints if e.access == "A1" and e.recovered]
+    best = max(found, key=lambda e: e.rho)
     for reason in report.verdict.reasons:
         assert reason in page.text
     for told in (
+        "Access audited, up to A4: training the weights; so for the deployer and all users",
         "Lowest access at which it comes back A1: log-probabilities of answers",
+        f"(A1): ρ {number(best.rho)} {interval(best.low, best.high)}",
+        f"{sum(g.passed for g in report.gates)} of {len(report.gates)} hold; failed: G",
         "Clamp at blocks.2.hook_resid_post",
         "60 about 30 entities",
         f"±{max(e.delta for e in report.endpoints if e.valid and e.role == 'confirmatory'):.2f}",
@@ -100,6 +155,19 @@ def test_verdict_card_says_what_came_back_where_and_on_what_it_rests(report, pag
         "the SAE's error, which edits of features leave alone",
     ):
         assert told in page.text
+
+
+@pytest.mark.parametrize("primary", ["SUPPRESSED", "INCONCLUSIVE", "REMOVED"])
+def test_where_nothing_comes_back_the_card_says_so(primary, changed, tmp_path) -> None:
+    verdict = replace(changed.verdict, primary=primary, lowest_access_recovered="none")
+    page = Page(write_html(replace(changed, verdict=verdict), tmp_path))
+    told = "comes back nowhere: no endpoint that counts recovers anything at any level Highest ρ"
+    assert told in page.text
+    assert "Most that comes back there" not in page.text
+    unread = tuple(replace(e, valid=False) for e in changed.endpoints)
+    page = Page(write_html(replace(changed, verdict=verdict, endpoints=unread), tmp_path))
+    assert "comes back not known: no endpoint counts" in page.text
+    assert "nowhere" not in page.text and "Highest ρ" not in page.text
 
 
 @pytest.mark.parametrize("primary", list(PRIMARY))
@@ -196,7 +264,7 @@ def hostile(value: Any) -> Any:
 def test_the_file_is_complete_and_forbids_connections(page) -> None:
     for tag, attributes in page.tags:
         assert tag not in ("link", "iframe", "img", "object", "embed", "base")
-        assert not {"src", "href", "srcset", "action"} & set(attributes), (tag, attributes)
+        assert not {"src", "srcset", "action"} & set(attributes), (tag, attributes)
     (meta,) = (a for _, a in page.tags if "http-equiv" in a)
     assert meta["http-equiv"] == "Content-Security-Policy"
     assert str(meta["content"]).startswith("default-src 'none'")
@@ -254,7 +322,7 @@ def test_what_passes_the_sae_by_stands_on_the_card(report: AuditReport, tmp_path
     shares = {"edit 1": (0.41, 0.3, 0.5), "edit 2": (0.2, 0.1, 0.3)}
     shown = replace(report, hooks=replace(report.hooks, error_share=shares))
     page = write_html(shown, tmp_path).read_text()
-    card = page[page.index('class="verdict') : page.index("<h3>Reasons")]
+    card = page[page.index('class="verdict') : page.index("Reasons</h3>")]
     assert "41% [0.30, 0.50] of the target" in card
     assert "Past the SAE" not in write_html(report, tmp_path).read_text()
 

@@ -1,9 +1,10 @@
 """What the figures share: intervals, curves, labels and layout."""
 
+import re
 from collections.abc import Callable, Sequence
-from html import escape
+from html import escape, unescape
 from textwrap import wrap
-from typing import Any
+from typing import Any, cast
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -12,6 +13,7 @@ from workbench.report.roles import STYLES, Point
 
 INK, GRID, LINE = "#222222", "#E4E4E4", "#555555"
 SHARE_RANGE = (-0.04, 1.06)
+MOST_TOLD = 8
 DODGE = 0.06
 """Sideways shift between roles, in axis units, that keeps intervals at one place apart."""
 
@@ -141,6 +143,50 @@ def dodge(role: str, curves: dict[str, Any]) -> float:
 def is_new(figure: go.Figure, name: str) -> bool:
     """Whether the legend does not have the name yet."""
     return not list(figure.select_traces({"name": name}))
+
+
+def in_words(figure: go.Figure) -> str:
+    """The main numbers of a figure for those who do not see it: each role's points, at most eight.
+
+    Of more points the lowest and the highest are told.
+    """
+    told, traces = [], cast(list[Any], list(figure.data))
+    for trace in traces:
+        axis = next((a for a in "xy" if trace[f"error_{a}"].array is not None), "y")
+        values = [] if trace[axis] is None else list(trace[axis])
+        if trace.name and trace.hoverinfo != "skip" and any(v is not None for v in values):
+            named = list(zip(_places(figure, trace, "yx"[axis == "y"]), values, strict=True))
+            if len(named) > MOST_TOLD:
+                ranked = sorted(named, key=lambda point: point[1])
+                named = [ranked[0], ranked[-1]]
+                which = f"{len(values)} points from "
+            else:
+                which = ""
+            points = (" to " if which else "; ").join(f"{at}: {value:.2f}" for at, value in named)
+            told.append(f"{_panel(figure, trace)}{trace.name}: {which}{points}.")
+    return " ".join(told) or " ".join(_spoken(a.text) for a in figure.layout.annotations)
+
+
+def _places(figure: go.Figure, trace: Any, axis: str) -> list[str]:
+    """Where each point stands on an axis, in the words of its nearest label."""
+    which = f"{axis}axis{(trace[f'{axis}axis'] or axis).removeprefix(axis)}"
+    at, words = figure.layout[which].tickvals, figure.layout[which].ticktext
+    if not words:
+        return [f"{x:g}" for x in trace[axis]]
+    nearest = (min(range(len(at)), key=lambda i: abs(at[i] - x)) for x in trace[axis])
+    return [_spoken(words[i]) for i in nearest]
+
+
+def _panel(figure: go.Figure, trace: Any) -> str:
+    """The title of the panel that a trace is in; empty where there is one panel alone."""
+    axes = list(figure.select_yaxes())
+    title = figure.layout[f"yaxis{(trace.yaxis or 'y').removeprefix('y')}"].title.text
+    return f"{_spoken(title)}: " if len(axes) > 1 and title else ""
+
+
+def _spoken(text: str) -> str:
+    """A label without its line breaks and entities."""
+    return unescape(re.sub(r"</?(?:br|b)>", " ", text)).strip()
 
 
 def nothing(why: str) -> go.Figure:

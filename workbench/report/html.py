@@ -20,13 +20,33 @@ from workbench.report.curves import (
     tradeoff_figure,
 )
 from workbench.report.dots import recall_figure, retained_figure
+from workbench.report.drawing import in_words
 from workbench.report.figures import access_figure, endpoint_figure
-from workbench.report.markup import Html, folded, html, listed, note, section
+from workbench.report.markup import (
+    Html,
+    contents,
+    folded,
+    html,
+    listed,
+    note,
+    section,
+    under,
+)
 from workbench.report.pareto import compared_table, pareto_figure
 from workbench.report.provenance import provenance
 from workbench.report.words import CAPTIONS, NO_GOLDS, PROBES, READING
 
 PAGE = Path(__file__).with_name("page.html")
+TABLES = {
+    "access": "endpoint-table",
+    "endpoints": "endpoint-table",
+    "recall": "family-table",
+    "probe": "probe-table",
+    "relearning": "attacks",
+    "savings": "attacks",
+    "retained": "kept",
+}
+"""The table that stands beside each kind of figure."""
 PLOT_CONFIG = {
     "displaylogo": False,
     "responsive": True,
@@ -71,50 +91,44 @@ def write_pareto(reports: Mapping[str, AuditReport], out: Path | str) -> Path:
 def write_page(path: Path, title: str, sections: Sequence[str]) -> Path:
     """Writes a page with its scripts and styles; the title is escaped, the sections are not."""
     page = Template(PAGE.read_text(encoding="utf-8"))
-    body = "\n".join(sections)
-    write_text(path, page.substitute(title=html(title), plotly=get_plotlyjs(), body=body))
+    told = {"title": html(title), "contents": contents(sections), "body": "\n".join(sections)}
+    write_text(path, page.substitute(told, plotly=get_plotlyjs()))
     return path
 
 
 def _sections(report: AuditReport, tradeoff: Sequence[Mapping[str, Any]] | None) -> list[str]:
-    chosen = [] if tradeoff is None else [
-        section(
-            "How the dose was chosen",
-            figure_html("tradeoff", "Forgetting against harm", tradeoff_figure(tradeoff)),
-        )
-    ]  # fmt: skip
+    """The story of an audit: the verdict, what it rests on, what it cost, and its limits."""
     return [
         verdict_card(report),
-        section("Claims", claims_table(report)),
         section(
-            "Where it comes back",
+            "Where it came back",
             note(READING if report.card.models.gold else READING + NO_GOLDS),
-            figure_html("endpoints", "All endpoints", endpoint_figure(report)),
             figure_html("access", "By access of the reader", access_figure(report)),
-            tables.endpoints_table(report),
         ),
-        _answers(report),
-        _activations(report),
         section(
-            "What training brings back",
+            "Evidence by endpoint",
+            figure_html("endpoints", "All endpoints", endpoint_figure(report)),
+            tables.endpoints_table(report),
+            _answers(report),
+            _activations(report),
+        ),
+        section(
+            "Attacks and their controls",
             figure_html("relearning", "Relearning other facts", relearning_figure(report)),
             figure_html("savings", "Relearning these facts", savings_figure(report)),
             tables.attacks_table(report),
-            beside.costs_table(report),
         ),
+        _collateral(report, tradeoff),
+        section("Claims", claims_table(report)),
         section(
-            "What was to stay",
-            figure_html("retained", "Facts that were to stay", retained_figure(report)),
-            tables.kept_part(report),
-            beside.text_table(report),
+            "Limits",
+            listed(report.limits),
+            under("Gates", tables.gates_table(report)),
+            under("Objectives", tables.objectives_table(report)),
+            under("What averages hide", tables.distribution_part(report)),
+            beside.coverage_table(report),
         ),
-        *([section("What it gives away", leaks)] if (leaks := beside.leaks_table(report)) else []),
-        *chosen,
-        section("What averages hide", tables.distribution_part(report)),
-        section("Gates", tables.gates_table(report)),
-        section("Objectives", tables.objectives_table(report)),
-        section("Limits", listed(report.limits), beside.coverage_table(report)),
-        Html(f'<div class="provenance">{section("Provenance", provenance(report))}</div>'),
+        section("Provenance", provenance(report), beside.costs_table(report)),
     ]
 
 
@@ -124,7 +138,7 @@ def _answers(report: AuditReport) -> Html:
 {len(dropped)} facts that models which never knew them can guess are not scored; the dots of these
 figures hold them still, the tables do not.
 """
-    return section(
+    return under(
         "What the model answers",
         figure_html("recall-text", "Answers as text", recall_figure(report, "text")),
         figure_html("recall-raw", "Choices among the candidates", recall_figure(report)),
@@ -143,7 +157,7 @@ def _activations(report: AuditReport) -> Html:
         figure_html(f"probe-{kind}", f"{kind}: {PROBES[kind]}", probe_figure(report, kind))
         for kind in others
     )
-    return section(
+    return under(
         "What its activations hold",
         figure_html("probe-P1", f"P1: {PROBES['P1']}", probe_figure(report)),
         folded(f"Other probes: {', '.join(others)}", more) if others else "",
@@ -154,15 +168,40 @@ def _activations(report: AuditReport) -> Html:
     )
 
 
-def figure_html(id_: str, heading: str, figure: go.Figure) -> Html:
-    """A figure with its heading and the caption that says how to read it."""
+def _collateral(report: AuditReport, tradeoff: Sequence[Mapping[str, Any]] | None) -> Html:
+    dose = "" if tradeoff is None else tradeoff_figure(tradeoff)
+    return section(
+        "Collateral damage",
+        under(
+            "What was to stay",
+            figure_html("retained", "Facts that were to stay", retained_figure(report)),
+            tables.kept_part(report),
+            beside.text_table(report),
+        ),
+        under("What it gives away", beside.leaks_table(report)),
+        under(
+            "How the dose was chosen",
+            figure_html("tradeoff", "Forgetting against harm", dose) if dose else "",
+        ),
+    )
+
+
+def figure_html(id_: str, title: str, figure: go.Figure) -> Html:
+    """A figure with its title, the caption that says how to read it, and its numbers in words."""
     plot = to_html(
         figure, PLOT_CONFIG, include_plotlyjs=False, full_html=False, div_id=f"plot-{id_}"
     )
     words = CAPTIONS.get(id_, CAPTIONS["other probe"])
     caption = " ".join(words.split()) if figure.data else "There is nothing to draw."
-    return Html(f"""<figure aria-labelledby="figure-{id_}">
-<h3 id="figure-{id_}">{html(heading)}</h3>
-{plot}
-<figcaption>{html(caption)}</figcaption>
+    return Html(f"""<figure id="figure-{id_}" aria-labelledby="title-{id_}">
+<p class="title" id="title-{id_}">{html(title)}</p>
+<div class="plot">{plot}</div>
+<p class="unseen">Numbers of this figure. {html(in_words(figure))}</p>
+<figcaption>{html(caption)}{_where(id_) if figure.data else ""}</figcaption>
 </figure>""")
+
+
+def _where(id_: str) -> Html:
+    """A link to the table that holds the numbers of a figure; nothing where there is none."""
+    found = TABLES.get(id_.split("-")[0])
+    return Html(f' <a href="#{found}">Table of these numbers</a>.' if found else "")

@@ -1,5 +1,6 @@
 """Pieces of a page: text that is escaped unless it is HTML already, tables, lists and numbers."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
@@ -11,6 +12,24 @@ MINUS = "\N{MINUS SIGN}"
 
 class Html(str):
     """Text that is HTML already; all other text is escaped when it is put on the page."""
+
+
+class Part(Html):
+    """One part of a page, with the heading and the anchor by which the contents lead to it."""
+
+    heading: str
+    anchor: str
+
+    @classmethod
+    def of(cls, heading: str, anchor: str, inside: str, kind: str = "") -> "Part":
+        """A section that can be jumped to and is announced by its heading."""
+        shown = f"""<section class="{kind}" id="{anchor}" aria-labelledby="{anchor}-heading"
+ tabindex="-1">
+{inside}
+</section>"""
+        part = cls(shown)
+        part.heading, part.anchor = heading, anchor
+        return part
 
 
 def html(value: Any) -> Html:
@@ -61,10 +80,26 @@ def folded(summary: str, inside: str) -> Html:
     return Html(f"<details><summary>{html(summary)}</summary>\n{inside}\n</details>")
 
 
-def section(heading: str, *parts: str) -> Html:
+def section(heading: str, *parts: str) -> Part:
     """A section with its heading; empty parts are left out."""
+    anchor = "part-" + re.sub(r"[^a-z0-9]+", "-", heading.lower()).strip("-")
     inside = "\n".join(part for part in parts if part)
-    return Html(f"<section><h2>{html(heading)}</h2>\n{inside}\n</section>")
+    return Part.of(heading, anchor, f'<h2 id="{anchor}-heading">{html(heading)}</h2>\n{inside}')
+
+
+def under(heading: str, *parts: str) -> Html:
+    """A part of a section with its heading; nothing where all of it is empty."""
+    inside = "\n".join(part for part in parts if part)
+    return Html(f"<h3>{html(heading)}</h3>\n{inside}" if inside else "")
+
+
+def contents(parts: Sequence[str]) -> Html:
+    """Links to the parts of a page that have an anchor; nothing where there are fewer than two."""
+    known = [part for part in parts if isinstance(part, Part)]
+    if len(known) < 2:
+        return Html()
+    links = (Html(f'<li><a href="#{p.anchor}">{html(p.heading)}</a></li>') for p in known)
+    return Html(f'<nav aria-label="Parts of this page"><ol>{"".join(links)}</ol></nav>')
 
 
 def counted(n: int, n_entities: int) -> Html:

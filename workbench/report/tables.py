@@ -22,7 +22,7 @@ from workbench.report.markup import (
     yes,
 )
 from workbench.report.roles import standing
-from workbench.report.words import ACCESS, ATTACKS, NOTES, OBJECTIVES, PROBES
+from workbench.report.words import ATTACKS, LEVELS, NOTES, OBJECTIVES, PROBES
 
 PARTS = ("x", "xhat", "err", "post", "xhat edited")
 VIEWS = {
@@ -40,7 +40,6 @@ def endpoints_table(report: AuditReport) -> Html:
     numbers = ("Original", "Edited", "Gold", "ρ, 95 %", "90 %, margin", "p; p TOST")
     head |= dict.fromkeys((*numbers, "MDE", "Faithful", "Facts"), "number")
     shown = ranked(report.endpoints)
-    access = "; ".join(f"{level} {meaning}" for level, meaning in ACCESS.items())
     why = [f"{e.id} ({e.view}): {e.why_invalid}" for e in shown if e.why_invalid]
     chosen = [
         f"{e.id} ({e.view}), on {e.selection.on} from {e.selection.grid}: "
@@ -50,7 +49,7 @@ def endpoints_table(report: AuditReport) -> Html:
     ]
     return Html(
         table("endpoint-table", "Endpoints.", head, [_endpoint_cells(report, e) for e in shown])
-        + note(f"{NOTES['endpoints']} Access, each level with all before it: {access}.")
+        + note(f"{NOTES['endpoints']} Access, each level with all before it: {LEVELS}.")
         + (f"<h3>Why endpoints could not be used</h3>{listed(why)}" if why else "")
         + (folded("What was chosen, in each rotation", listed(chosen)) if chosen else "")
     )
@@ -256,8 +255,8 @@ def distribution_part(report: AuditReport) -> Html:
         ("Result", _passed(ks.passed)),
         ("p of the same test, never used", p_value(ks.tofu_p)),
     ]
-    heading = "<h3>Distribution of the log-odds of true answers</h3>"
-    return Html(shown + heading + terms(facts, "facts"))
+    about = note("Distribution of the log-odds of true answers, against the golds':")
+    return Html(shown + about + terms(facts, "facts"))
 
 
 def _passed(passed: bool) -> Html:

@@ -99,6 +99,7 @@ other entities. Whiskers of the golds' mean run from the lowest lower to the hig
 any one gold, and in figures of curves a green band spans the lowest and the highest gold. Roles are
 shifted a little against each other so that whiskers do not hide one another.
 """
+LEVELS = "; ".join(f"{level} {meaning}" for level, meaning in ACCESS.items())
 NO_GOLDS = """
 There are no golds here: in their place, ρ = 0 is what guessing by base rates gives, and no figure
 can show what an attack teaches a model that never knew.
@@ -113,20 +114,22 @@ right, random weights top left. The area under the front is 1 for a gold.
     "endpoints": f"""
 How much of the original's advantage over the golds is there under each kind of access: 0 as in
 models that never knew, 1 as in the original. Thick bars are 90 %, thin ones 95 % intervals; one
-that reaches the frame goes on beyond it. The confirmatory endpoints M1 to M6 stand first; they
-alone decide. Recovered (star): above zero after Holm's adjustment and at least
-{RECOVERED_RHO:.2f}, the dotted line. Equivalent (crossed square): the 90 % interval lies within the
-margin ±δ, the blue band, which is {DELTA:.2f} or twice the spread of the golds, at most
-{MAX_DELTA:.2f}. Green triangles are the golds, each measured as if it were the edited model,
-against the others: an endpoint that stands among them shows nothing that they do not show. Grey
-rings cannot be used and decide nothing.
+that reaches the frame goes on beyond it. The confirmatory endpoints M1 to M6 stand first. Recovered
+(star): above zero after Holm's adjustment and at least {RECOVERED_RHO:.2f}, the dotted line.
+Equivalent (crossed square): the 90 % interval lies within the margin ±δ, the pale blue band, which
+is {DELTA:.2f} or twice the spread of the golds, at most {MAX_DELTA:.2f}. Below guessing (triangle
+that points left): what is pushed down can be read from the bottom. Plain squares are none of these.
+Marks in dark blue are the weights with hooks off. The small green triangles are the gold band: each
+gold measured as if it were the edited model, against the others. An endpoint that stands among them
+shows nothing that they do not show. Grey rings cannot be used and decide nothing.
 """,
     "access": f"""
-Where it comes back. Each mark is an endpoint that can be used, at the access that its reader must
-have; filled ones are confirmatory, open squares secondary, diamonds the weights with hooks off.
-The best of each level is named. The dashed line is the best ρ with this access or less: where it
-first rises above {RECOVERED_RHO:.2f} (dotted), hiding ends. After a removal it stays near 0 to the
-end.
+Each mark is an endpoint that can be used, at the access that its reader must have, with its 95 %
+interval; filled squares are confirmatory, open ones secondary, diamonds the weights with hooks off.
+The best of each level is named. The dashed line is the best ρ with this access or less: hiding ends
+at the level where an endpoint is above zero and reaches {RECOVERED_RHO:.2f} (dotted). After a
+removal the line stays near 0 to the end. Levels: {LEVELS}. Users of a served model have A0 or A1;
+from A2 on one needs its weights, which the deployer has, and everybody once they are published.
 """,
     "recall-text": """
 What users read, by way of asking: the edit may have been fitted on training templates (B1),
@@ -162,10 +165,10 @@ original shows how much can be known at all after such training. The endpoint M4
 these curves, each model at the learning rate that suits it best on S.
 """,
     "savings": """
-Every model is taught the forget facts (solid) and as many fresh facts that no model ever saw
-(dotted). A model that never knew learns both alike; one that knew learns the forget facts faster,
-and the shaded area is what it saves. The endpoint M5 compares the savings of the edited model with
-the golds'; how easily a model learns anything cancels out.
+Every model is taught the forget facts (the line of its role) and as many fresh facts that no model
+ever saw (dotted, with open marks). A model that never knew learns both alike; one that knew learns
+the forget facts faster, and the shaded area is what it saves. The endpoint M5 compares the savings
+of the edited model with the golds'; how easily a model learns anything cancels out.
 """,
     "retained": """
 Recall of everything that was to stay, on audit-only templates. Compare edited with gold and not
@@ -193,9 +196,11 @@ Without all of them REMOVED cannot be given. A failed gate also takes away the e
 on it.
 """,
     "attacks": """
-Injection index: what the attack teaches a model that never knew, as a share of what the original
-knows; above the limit, its endpoint is not used. Destructive: the attacked original loses more than
-half of what it knew of retained facts.
+The original is the positive control, which shows that the attack does not merely destroy; golds are
+the negative one: what they gain is taught by the attack, and only what the edited model shows
+beyond it was in the model. Injection index: what the attack teaches golds, as a share of what the
+original knows; above the limit, its endpoint is not used. Destructive: the attacked original loses
+more than half of what it knew of retained facts.
 """,
     "kept": f"""
 Non-inferior: the lower bound of edited less reference stays above -{MAX_LOSS:.2f} on R_te and U.
