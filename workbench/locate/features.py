@@ -238,7 +238,7 @@ def _evidence(
     features: Int[Tensor, " some"],
     generator: torch.Generator,
 ) -> Evidence:
-    low, high = ends(_resampled(reported.only(features), DRAWS, generator))
+    low, high = ends(resampled(reported.only(features), DRAWS, generator))
     q = adjusted(reported.p_values())[features].float()
     sides = []
     for prompts in (concept.report.forget, concept.report.retain):
@@ -247,10 +247,10 @@ def _evidence(
     return Evidence(features, reported.scores()[features], low, high, q, *sides)
 
 
-def _resampled(
+def resampled(
     measured: Measured, draws: int, generator: torch.Generator
 ) -> Float[Tensor, "n some"]:
-    """The scores with groups of both sides drawn anew, with replacement."""
+    """The scores with groups of both sides drawn anew, with replacement, `draws` times."""
     (forget, forget_weight), (retain, retain_weight) = (
         side.by_group() for side in (measured.forget, measured.retain)
     )
@@ -266,7 +266,7 @@ def _resampled(
 def _stability(
     measured: Measured, features: Int[Tensor, " k"], generator: torch.Generator
 ) -> Float[Tensor, " k"]:
-    return _among_first(_resampled(measured, STABILITY, generator), features)
+    return _among_first(resampled(measured, STABILITY, generator), features)
 
 
 def _over_wordings(measured: Measured, features: Int[Tensor, " k"]) -> Float[Tensor, " k"]:

@@ -66,6 +66,19 @@ class Reading:
         """Activations of all features."""
         return self._once("full", self._encode)
 
+    @property
+    def active(
+        self,
+    ) -> tuple[Int[Tensor, " active"], Int[Tensor, " active"], Float[Tensor, " active"]]:
+        """Token, feature and activation wherever one is above zero, tokens laid end to end."""
+        if self.architecture == "topk":
+            values, features = (part.flatten(0, -2) for part in self._top)
+            token, place = (values > 0).nonzero(as_tuple=True)
+            return token, features[token, place], values[token, place]
+        acts = self.full.flatten(0, -2)
+        token, feature = (acts > 0).nonzero(as_tuple=True)
+        return token, feature, acts[token, feature]
+
     def plus(self, features: Int[Tensor, " k"], change: Float[Tensor, "*batch k"]) -> "Reading":
         """The reading of the stream with each feature's activation changed by so much.
 
