@@ -36,7 +36,9 @@ def scores(model: Any, sae: Any, concept: Concept) -> Columns:
     found: Columns = {}
     generator = torch.Generator().manual_seed(0)
     methods: tuple[Method, ...] = get_args(Method)
-    for method in (m for m in methods if m != "effect"):
+    for method in methods:
+        if method == "effect":
+            continue
         measured = measure(model, sae, concept.select, method)
         value = measured.scores()
         best = value.abs().topk(min(INTERVALS, len(value))).indices

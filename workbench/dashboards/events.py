@@ -85,8 +85,8 @@ def write_events(
     paths = [folder / f"{i}.events" for i in range(n)]
     with ExitStack() as leaving:
         files = [leaving.enter_context(path.open("wb")) for path in paths]
-        for events in _events(model, sae, corpus):
-            events = events[np.argsort(events["feature"], kind="stable")]
+        for found in _events(model, sae, corpus):
+            events = found[np.argsort(found["feature"], kind="stable")]
             ends = np.searchsorted(events["feature"], np.arange(1, n + 1) * features_at_once)
             for file, part in zip(files, np.split(events, ends[:-1]), strict=True):
                 file.write(part.tobytes())

@@ -54,7 +54,7 @@ def make_dashboards(
     target: Target | None,
     out: Path | str,
     texts: Any = None,
-    config: DashboardConfig = DashboardConfig(),  # noqa: B008 - frozen
+    config: DashboardConfig = DashboardConfig(),
 ) -> Path:
     """Writes what a browser shows of every feature, and says where it is.
 

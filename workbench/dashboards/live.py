@@ -21,7 +21,8 @@ from workbench.errors import EditError
 from workbench.facts.schema import Fact
 from workbench.facts.target import Target
 from workbench.hooks import Intervention, edited
-from workbench.interventions import Clamp, Rescale, Sequence as InTurn, Steer, random_controls
+from workbench.interventions import Clamp, Rescale, Steer, random_controls
+from workbench.interventions import Sequence as InTurn
 from workbench.models.score import answer, ask, batches_by_length, device_of, next_logits
 from workbench.sae.load import require_fit
 

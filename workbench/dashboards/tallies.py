@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 
@@ -93,7 +94,7 @@ class Tally:
         peaks = order[is_first]
         peaks = peaks[np.lexsort((-self.act[peaks], self.feature[peaks]))]
         ends = np.searchsorted(self.feature[peaks], np.arange(self.size + 1))
-        return [peaks[a : min(b, a + TOP)] for a, b in zip(ends[:-1], ends[1:], strict=True)]
+        return [peaks[a : min(b, a + TOP)] for a, b in pairwise(ends)]
 
     def quantiles(self, seed: int) -> list[np.ndarray]:
         """For each feature events drawn evenly from each group of its activations, lowest first.
@@ -105,7 +106,7 @@ class Tally:
         wanted = GROUPS * OF_GROUP
         steps = np.arange(GROUPS).repeat(OF_GROUP)
         found = []
-        for a, b in zip(self.first[:-1], self.first[1:], strict=True):
+        for a, b in pairwise(self.first):
             within = np.sort((steps + rng.random(wanted)) / GROUPS)
             n = b - a
             found.append(order[a + (within * n).astype(np.int64)] if n >= wanted else order[:0])

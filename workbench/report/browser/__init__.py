@@ -1,0 +1,1 @@
+"""The feature browser: the same figures behind three doors: notebook, local app, exported page."""
