@@ -26,7 +26,7 @@ from workbench.audit.schema import (
 from workbench.report import write_html
 from workbench.report.card import ICONS
 from workbench.report.markup import MINUS, interval, number, p_value, yes
-from workbench.report.roles import standing
+from workbench.report.roles import gold_rhos, standing
 from workbench.report.words import ACCESS, CLAIMS, FLAGS, PRIMARY, SETS
 
 ATTACK = "<script>alert(1)</script>"
@@ -124,8 +124,11 @@ def test_figures_say_their_numbers_in_words(report, page) -> None:
     m2 = next(e for e in report.endpoints if e.id == "M2")
     assert page.count("figure") == page.text.count("Numbers of this figure.")
     assert f"M2 rank profile (A1; {standing(report, m2)}): {m2.rho:.2f}" in page.text
-    hits = "edited, hooks on: 5 points from "
-    assert hits not in page.text, "few points are all told"
+    golds = sorted(rho for e in report.endpoints for rho in gold_rhos(e))
+    assert f"each gold against the others: {len(golds)} points, from " in page.text
+    assert f": {golds[-1]:.2f}. " in page.text
+    (p1,) = (p for p in report.probes if (p.id, p.place) == ("P1", "layer 2, last"))
+    assert f"; 2: {p1.original:.2f}. last token of the prompt hits" in page.text
     wanted = ("W1", "edited", "deployed", "V", "centred", "lr 0.001", 64.0)
     last = [
         r

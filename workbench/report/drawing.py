@@ -152,18 +152,18 @@ def in_words(figure: go.Figure) -> str:
     """
     told, traces = [], cast(list[Any], list(figure.data))
     for trace in traces:
-        axis = next((a for a in "xy" if trace[f"error_{a}"].array is not None), "y")
-        values = [] if trace[axis] is None else list(trace[axis])
-        if trace.name and trace.hoverinfo != "skip" and any(v is not None for v in values):
-            named = list(zip(_places(figure, trace, "yx"[axis == "y"]), values, strict=True))
+        across = trace.error_x.array is not None or figure.layout.yaxis.ticktext
+        values = list(trace["x" if across else "y"] or ())
+        if trace.name and trace.mode != "lines" and any(v is not None for v in values):
+            places = _places(figure, trace, "y" if across else "x")
+            named = list(zip(places, values, strict=True))
             if len(named) > MOST_TOLD:
                 ranked = sorted(named, key=lambda point: point[1])
-                named = [ranked[0], ranked[-1]]
-                which = f"{len(values)} points from "
+                points = " to ".join(f"{at}: {value:.2f}" for at, value in (ranked[0], ranked[-1]))
+                points = f"{len(named)} points, from {points}"
             else:
-                which = ""
-            points = (" to " if which else "; ").join(f"{at}: {value:.2f}" for at, value in named)
-            told.append(f"{_panel(figure, trace)}{trace.name}: {which}{points}.")
+                points = "; ".join(f"{at}: {value:.2f}" for at, value in named)
+            told.append(f"{_panel(figure, trace)}{trace.name}: {points}.")
     return " ".join(told) or " ".join(_spoken(a.text) for a in figure.layout.annotations)
 
 
@@ -171,10 +171,12 @@ def _places(figure: go.Figure, trace: Any, axis: str) -> list[str]:
     """Where each point stands on an axis, in the words of its nearest label."""
     which = f"{axis}axis{(trace[f'{axis}axis'] or axis).removeprefix(axis)}"
     at, words = figure.layout[which].tickvals, figure.layout[which].ticktext
-    if not words:
-        return [f"{x:g}" for x in trace[axis]]
-    nearest = (min(range(len(at)), key=lambda i: abs(at[i] - x)) for x in trace[axis])
-    return [_spoken(words[i]) for i in nearest]
+    if words:
+        nearest = (min(range(len(at)), key=lambda i: abs(at[i] - x)) for x in trace[axis])
+        return [_spoken(words[i]) for i in nearest]
+    # Curves stand at whole numbers, from which roles are shifted a little.
+    shifted = trace.error_y.array is not None
+    return [f"{round(x) if shifted else x:g}" for x in trace[axis]]
 
 
 def _panel(figure: go.Figure, trace: Any) -> str:

@@ -204,4 +204,4 @@ def figure_html(id_: str, title: str, figure: go.Figure) -> Html:
 def _where(id_: str) -> Html:
     """A link to the table that holds the numbers of a figure; nothing where there is none."""
     found = TABLES.get(id_.split("-")[0])
-    return Html(f' <a href="#{found}">Table of these numbers</a>.' if found else "")
+    return Html(f' <a class="where" href="#{found}">Table of these numbers</a>' if found else "")
