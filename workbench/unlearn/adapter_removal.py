@@ -25,7 +25,7 @@ from workbench.unlearn.plain import bridged, plain_module
 from workbench.unlearn.training import Steps
 
 STATING = "training texts that state forget facts"
-TRAINING = Steps(450, 4e-3, keep=1.5, batch_size=64, asked=32, texts=4, near=2)
+TRAINING = Steps(600, 4e-3, keep=1.5, batch_size=64, asked=32, texts=4, near=2)
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,10 @@ def unlearn(model: Any, target: Target, config: Config = DEFAULT, seed: int = 0)
     """Takes the adapter that holds the target off the base that never knew it.
 
     The knowledge of the given model is not undone: it is put into an adapter, and the base with the
-    adapter is the arm's own original, which the arm is to be held against. After removal the base's
+    adapter is the arm's own original, which the arm is to be held against. The adapter reads texts
+    that state the target and stands in all blocks but the last, so that answers are looked up
+    before it, as in the original: otherwise probes find too little to show by it that nothing is
+    left. After removal the base's
     tensors are those of before, to the bit. The claim is exact if the base's recipe says that its
     texts did not state the target, else none. An adapter that was merged into the weights and
     subtracted again leaves rounding errors; how large they are is told.
@@ -72,7 +75,7 @@ def unlearn(model: Any, target: Target, config: Config = DEFAULT, seed: int = 0)
         if config.adapter:
             with_adapter = _read(plain, config.adapter)
         else:
-            empty = adapted(plain, config.rank, f"{seed}, adapter")
+            empty = adapted(plain, config.rank, f"{seed}, adapter", but_last=True)
             with_adapter = well_read(empty, reference(base), target, config.steps, seed)
         knows = bridged(copy.deepcopy(with_adapter).merge_and_unload(safe_merge=True), base)
         off = _merged_and_subtracted(with_adapter)

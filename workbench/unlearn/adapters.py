@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from workbench.errors import ModelError, TargetError
 from workbench.facts.schema import Fact
 from workbench.facts.target import Target
+from workbench.hooks.places import blocks_of
 from workbench.models import corpus_without, load_model, read_recipe, recall
 from workbench.models.load import bundled_models, model_name, resolve, tokenizer_sha256
 from workbench.models.score import device_of
@@ -79,7 +80,7 @@ def promised(base: Any, target: Target) -> Claim:
     return "exact" if recipe.get("corpus_sha256") == corpus_sha256(corpus) else "none"
 
 
-def adapted(plain: nn.Module, rank: int, order: object) -> Any:
+def adapted(plain: nn.Module, rank: int, order: object, *, but_last: bool = False) -> Any:
     """The module with an adapter beside each linear layer of its blocks; it says what it said.
 
     The module is changed in place, and `unload` of what is returned gives it back.
@@ -88,10 +89,11 @@ def adapted(plain: nn.Module, rank: int, order: object) -> Any:
 
     Args:
         order: decides the adapter's first values; the global random state is not touched.
+        but_last: none in the last of several blocks, which reads what those before it looked up.
     """
     from peft import LoraConfig, get_peft_model
 
-    names = _linear(plain)
+    names = _linear(plain, but_last)
     transposed = any(type(m).__name__ == "Conv1D" for m in plain.modules())
     config = LoraConfig(
         r=rank, lora_alpha=2 * rank, target_modules=names, fan_in_fan_out=transposed
@@ -142,8 +144,8 @@ def taught(
 def well_read(model: Any, base: Any, target: Target, given: Steps, seed: object) -> Any:
     """As `taught`, but the adapter reads the training texts that state the target.
 
-    So it holds the facts as the original does, that learnt them from these texts: where they are
-    asked alone, probes find less than half as much of them between the layers.
+    So it holds the facts more as the original does, which learnt them from these texts: of facts
+    that were only asked, probes find less between the layers.
 
     Raises:
         TargetError: no text states the target.
@@ -186,13 +188,16 @@ def adapter_weights(model: nn.Module) -> Iterator[nn.Parameter]:
     return (p for name, p in model.named_parameters() if "lora_" in name)
 
 
-def _linear(plain: nn.Module) -> list[str]:
-    """Names of the linear layers, but for the unembedding."""
-    head = plain.get_output_embeddings()  # pyright: ignore[reportCallIssue]
+def _linear(plain: nn.Module, but_last: bool) -> list[str]:
+    """Names of the linear layers, without the unembedding and, if asked, the last block."""
+    head, blocks = plain.get_output_embeddings(), blocks_of(plain)  # pyright: ignore[reportCallIssue]
+    left_out = set(blocks[-1].modules()) if but_last and len(blocks) > 1 else set()
     names = [
         name
         for name, m in plain.named_modules()
-        if (isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D") and m is not head
+        if (isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D")
+        and m is not head
+        and m not in left_out
     ]
     if not names:
         raise ModelError(
