@@ -69,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_sae_commands(command)
     _add_edit_commands(command)
     _add_audit_commands(command)
+    _add_browse_command(command)
     return parser
 
 
@@ -226,6 +227,29 @@ def _add_audit_commands(command: Command) -> None:
     calibrate.add_argument("--seeds", type=int, default=1, help="edits of each case that has seeds")
     calibrate.add_argument("--cache", type=Path, help="folder of finished jobs")
     calibrate.add_argument("--workers", type=int, default=2)
+
+
+def _add_browse_command(command: Command) -> None:
+    browse = command(
+        "browse", "look at an SAE's features and try edits of them, in a web page of this machine"
+    )
+    browse.add_argument("run", type=Path, help="folder of what was gathered, or to gather into")
+    browse.add_argument("--sae", default="", help="as locate takes it; to gather")
+    browse.add_argument("--release", default="", help="the SAE is an id of this SAELens release")
+    browse.add_argument(
+        "--model", default="", help="to gather, and to try edits on; a bundled one is found"
+    )
+    browse.add_argument("--facts", default="", help="a fact set, whose texts are read")
+    browse.add_argument("--target", default="", help="what is to be forgotten; default: browse only")
+    browse.add_argument("--texts", type=Path, help="a file of texts or token ids, without facts")
+    browse.add_argument("--golds", nargs="*", default=[], help="models that never knew the target")
+    browse.add_argument("--tokens", type=int, default=1_000_000, help="most tokens to read")
+    browse.add_argument("--export", type=Path, metavar="FILE.html", help="write one file, and end")
+    browse.add_argument(
+        "--budget-mb", type=float, default=20.0, help="most megabytes of it (default: %(default)s)"
+    )
+    browse.add_argument("--port", type=int, default=8050)
+    browse.add_argument("--device", default="cpu")
 
 
 def _add_target(sub: argparse.ArgumentParser) -> None:
@@ -591,6 +615,13 @@ def _calibrate(args: argparse.Namespace) -> None:
     run(config, args.out, _say)
 
 
+def _browse(args: argparse.Namespace) -> None:
+    from workbench.experiments.browse import BrowseConfig, run
+
+    given = {name: value for name, value in vars(args).items() if name != "command"}
+    run(BrowseConfig(**{**given, "golds": tuple(args.golds)}), _say)
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "demo": _demo,
     "pareto": _pareto,
@@ -604,6 +635,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "audit": _audit,
     "verify": _verify,
     "compare": _compare,
+    "browse": _browse,
     "calibrate": _calibrate,
 }
 

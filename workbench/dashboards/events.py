@@ -93,25 +93,33 @@ def write_events(
     return paths
 
 
-@torch.no_grad()
 def _events(model: Any, sae: Any, corpus: Corpus) -> Iterator[np.ndarray]:
-    site, rows = Site.parse(sae.cfg.metadata.hook_name), _rows(corpus)
-    most = max(64, VALUES // sae.cfg.d_sae)
     bar = tqdm(total=len(corpus.tokens), desc="read", unit="token", unit_scale=True, leave=False)
     with bar:
-        for places, ids in rows:
-            tokens = torch.tensor(ids, device=device_of(model))
-            stream = residuals(model, tokens, [site])[site].flatten(0, 1)
-            kept = torch.from_numpy(corpus.counted[places]).to(stream.device)
-            stream, places_kept = stream[kept], places[kept.cpu().numpy()]
-            for start in range(0, len(stream), most):
-                where, features, acts = Reading(sae, stream[start : start + most]).active
-                events = np.empty(len(acts), EVENT)
-                events["feature"] = features.cpu().numpy()
-                events["token"] = places_kept[start + where.cpu().numpy()]
-                events["act"] = acts.float().cpu().numpy()
-                yield events
+        for places, ids in _rows(corpus):
+            yield from _read(model, sae, corpus, places, ids)
             bar.update(len(places))
+
+
+@torch.no_grad()
+def _read(
+    model: Any, sae: Any, corpus: Corpus, places: np.ndarray, ids: list[list[int]]
+) -> list[np.ndarray]:
+    """The events of one batch of passages."""
+    site = Site.parse(sae.cfg.metadata.hook_name)
+    tokens = torch.tensor(ids, device=device_of(model))
+    stream = residuals(model, tokens, [site])[site].flatten(0, 1)
+    kept = corpus.counted[places]
+    stream, places = stream[torch.from_numpy(kept).to(stream.device)], places[kept]
+    most, found = max(64, VALUES // sae.cfg.d_sae), []
+    for start in range(0, len(stream), most):
+        where, features, acts = Reading(sae, stream[start : start + most]).active
+        events = np.empty(len(acts), EVENT)
+        events["feature"] = features.cpu().numpy()
+        events["token"] = places[start + where.cpu().numpy()]
+        events["act"] = acts.float().cpu().numpy()
+        found.append(events)
+    return found
 
 
 def _rows(corpus: Corpus) -> Iterator[tuple[np.ndarray, list[list[int]]]]:

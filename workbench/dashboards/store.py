@@ -154,7 +154,7 @@ class Dashboards:
         return tuple(found)
 
     @cached_property
-    def _heads(self) -> tuple[np.ndarray, np.ndarray]:
+    def heads(self) -> tuple[np.ndarray, np.ndarray]:
         """Tokens that features fire on most or push up, and whose they are."""
         table = self._details.read(columns=["at", "top", "tokens"])
         features, found = [], []
@@ -182,7 +182,7 @@ class Dashboards:
             return np.array([int(wanted)])
         lowered = (str(word).lower() for word in self.vocabulary)
         tokens = np.fromiter((wanted in word for word in lowered), bool, len(self.vocabulary))
-        ids, features = self._heads
+        ids, features = self.heads
         return np.unique(features[tokens[ids]])
 
 

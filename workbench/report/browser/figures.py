@@ -44,22 +44,23 @@ def map_figure(
     chosen: int | None = None,
     picked: Sequence[int] = (),
 ) -> go.Figure:
-    """Every feature as a point; those found by a search in colour, the chosen one ringed.
+    """Every feature as a point: others, those found by a search, those in an edit, the one shown.
 
     On logarithmic axes features that never fire are left out.
     """
     figure = go.Figure()
     every = np.asarray(overview.index)
     is_found = np.ones(len(every), bool) if found is None else np.isin(every, found)
-    for mask, name, color in ((~is_found, "others", GREY), (is_found, "found", BLUE)):
-        if mask.any():
-            _points(figure, overview.loc[every[mask]], (x, y), name, {"color": color, "size": 6})
-    rings = [("picked", list(picked), GREEN, "diamond-open")]
-    rings += [("shown", [] if chosen is None else [chosen], ORANGE, "circle-open")]
-    for name, members, color, symbol in rings:
-        if members:
-            marker = {"color": color, "size": 14, "symbol": symbol, "line": {"width": 3}}
-            _points(figure, overview.loc[list(members)], (x, y), name, marker)
+    shown = [] if chosen is None else [chosen]
+    for members, name, color, symbol in (
+        (every[~is_found], "others", GREY, "circle"),
+        (every[is_found], "found", BLUE, "circle"),
+        (np.asarray(picked, int), "in the edit", GREEN, "diamond-open"),
+        (np.asarray(shown, int), "shown", ORANGE, "circle-open"),
+    ):
+        ring = symbol.endswith("open")
+        marker = {"color": color, "symbol": symbol, "size": 14 if ring else 6}
+        _points(figure, overview.loc[list(members)], (x, y), name, marker)
     for axis, column in (("x", x), ("y", y)):
         kind = "log" if column in LOGARITHMIC else "linear"
         figure.update_layout({f"{axis}axis": {"title": NAMES.get(column, column), "type": kind}})
@@ -73,7 +74,8 @@ def _points(
     x, y = axes
     figure.add_scattergl(
         x=rows[x].to_numpy(np.float32), y=rows[y].to_numpy(np.float32), mode="markers",
-        customdata=np.asarray(rows.index, np.int32), name=name, marker=marker, opacity=0.7,
+        customdata=np.asarray(rows.index, np.int32), name=name, opacity=0.7,
+        marker={**marker, "line": {"width": 3 if marker["size"] > 6 else 0}},
         hovertemplate="feature %{customdata}<br>%{x:.3g}, %{y:.3g}<extra></extra>",
     )  # fmt: skip
 
@@ -158,7 +160,7 @@ def facts_figure(feature: Feature, asked: Sequence[Sequence[str]]) -> go.Figure:
         tickvals=list(range(len(best))), ticktext=texts, range=[max(1, len(best)) - 0.5, -0.5]
     )
     more = len(feature.facts) - len(best)
-    rest = f"; {more} more facts fire it less" if more else ""
+    rest = f"<br>({more} more facts fire it less)" if more else ""
     figure.update_xaxes(title=f"largest activation in the question{rest}")
     return _laid_out(figure, 90 + 20 * max(3, len(best)))
 
