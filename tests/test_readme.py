@@ -12,23 +12,24 @@ README = Path(__file__).parents[1] / "README.md"
 @pytest.mark.slow
 def test_the_python_lines_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    line, dictionaries, edits, arms = re.findall(
+    line, arms, edits, dictionaries = re.findall(
         r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL
     )
     names: dict = {}
     exec(compile(line, "README.md", "exec"), names)
     assert names["report"].verdict.primary in ("NOT_REMOVED", "SUPPRESSED", "INCONCLUSIVE")
     assert (tmp_path / "runs/line/report.html").stat().st_size > 10_000
-    exec(compile(dictionaries, "README.md", "exec"), names)
-    assert {name for _, name in names["saes"]} == {"small", "wide"}
-    assert "FVU" in capsys.readouterr().out
+    capsys.readouterr()
+    exec(compile(arms, "README.md", "exec"), names)
+    assert (tmp_path / "runs/ft_m/arm.json").is_file()
+    assert "grad_diff" in capsys.readouterr().out
     exec(compile(edits, "README.md", "exec"), names)
     assert names["log"].calls == [1] and names["log"].changed[0] > 0
     printed = capsys.readouterr().out
     assert all(s in printed for s in ("tpp", "random_forget", "forward passes"))
-    exec(compile(arms, "README.md", "exec"), names)
-    assert (tmp_path / "runs/ft_m/arm.json").is_file()
-    assert "grad_diff" in capsys.readouterr().out
+    exec(compile(dictionaries, "README.md", "exec"), names)
+    assert {name for _, name in names["saes"]} == {"small", "wide"}
+    assert "FVU" in capsys.readouterr().out
 
 
 def test_every_command_of_the_readme_is_known_to_the_command_line():
