@@ -53,7 +53,7 @@ if TYPE_CHECKING:
         locate,
     )
     from workbench.models import LMConfig, golds, load_golds, load_model, recall, train_lm
-    from workbench.report import write_html
+    from workbench.report import browse, write_html
     from workbench.sae import TrainConfig, check_sae, load_sae, train_sae, train_saes
     from workbench.unlearn import (
         METHODS,
@@ -124,6 +124,7 @@ PUBLIC = {
     "AuditReport": "workbench.audit",
     "Measurement": "workbench.audit",
     "write_html": "workbench.report",
+    "browse": "workbench.report",
     "METHODS": "workbench.unlearn",
     "Arm": "workbench.unlearn",
     "method": "workbench.unlearn",

@@ -1,5 +1,6 @@
 """Reports: the figures of an audit, and one page that holds all of it and needs no network."""
 
+from workbench.report.browser.widget import browse
 from workbench.report.curves import (
     probe_figure,
     relearning_figure,
@@ -13,6 +14,7 @@ from workbench.report.pareto import pareto_figure
 
 __all__ = [
     "access_figure",
+    "browse",
     "endpoint_figure",
     "pareto_figure",
     "probe_figure",
