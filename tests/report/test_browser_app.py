@@ -41,6 +41,9 @@ CHROMIUM = (
 ).split()
 
 
+expect.set_options(timeout=60_000)  # other tests may be running beside
+
+
 @dataclass(frozen=True)
 class Door:
     """An app that is being served."""
