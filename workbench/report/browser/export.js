@@ -35,7 +35,8 @@ const full = async (index) => {
     if (opened.size >= 8) opened.delete(opened.keys().next().value);
     opened.set(found.script, unpacked(found.script).json());
   }
-  return (await opened.get(found.script))[found.place];
+  const parts = await opened.get(found.script);
+  return Object.fromEntries(Object.entries(parts).map(([name, list]) => [name, list[found.place]]));
 };
 
 // What is shown
