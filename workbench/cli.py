@@ -240,7 +240,7 @@ def _add_browse_command(command: Command) -> None:
         "--model", default="", help="to gather, and to try edits on; a bundled one is found"
     )
     browse.add_argument("--facts", default="", help="a fact set, whose texts are read")
-    browse.add_argument("--target", default="", help="what is to be forgotten; default: browse only")
+    browse.add_argument("--target", default="", help="default: none, browse only")
     browse.add_argument("--texts", type=Path, help="a file of texts or token ids, without facts")
     browse.add_argument("--golds", nargs="*", default=[], help="models that never knew the target")
     browse.add_argument("--tokens", type=int, default=1_000_000, help="most tokens to read")

@@ -18,7 +18,7 @@ PAGE = """<!DOCTYPE html>
 </head><body class="wbb">{{%app_entry%}}
 <footer>{{%config%}}{{%scripts%}}{{%renderer%}}</footer></body></html>
 """
-GRAPH = {"displaylogo": False, "responsive": True}
+GRAPH: Any = {"displaylogo": False, "responsive": True}
 WIDE = {"width": "14rem"}
 MARKS = {i: str(i) for i in range(-3, 4)}
 

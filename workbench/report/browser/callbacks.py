@@ -132,7 +132,7 @@ def _table(room: Room, some: Sequence[int], by: dict, marks: set[int], shown: An
         )
         arrow = {"descending": " ↓", "ascending": " ↑"}.get(order, "")
         sort = html.Button(names[column] + arrow, id={"kind": "sort", "column": column}, n_clicks=0)
-        heads.append(html.Th(sort, scope="col", className="n", **{"aria-sort": order or "none"}))
+        heads.append(html.Th(sort, scope="col", className="n", **_aria(sort=order or "none")))
     lines = []
     for i in some:
         star = " ★" if i in marks else ""
@@ -145,6 +145,10 @@ def _table(room: Room, some: Sequence[int], by: dict, marks: set[int], shown: An
         [html.Caption("Sort by the head of a column; open a feature by its number."),
          html.Thead(html.Tr(heads)), html.Tbody(lines)]
     )  # fmt: skip
+
+
+def _aria(**named: str) -> dict[str, Any]:
+    return {f"aria-{name}": value for name, value in named.items()}
 
 
 def _connect_map(app: Dash, room: Room) -> None:
@@ -199,7 +203,8 @@ def _connect_map(app: Dash, room: Room) -> None:
             return no_update
         if ctx.triggered_id == "map":
             return click["points"][0]["customdata"]
-        index = number if ctx.triggered_id == "number" else ctx.triggered_id["feature"]
+        opened: Any = ctx.triggered_id
+        index = number if opened == "number" else opened["feature"]
         return index if index is not None and 0 <= index < len(room.dashboards) else no_update
 
 

@@ -2,7 +2,6 @@
 // Text of models and data is put on the page as text; HTML is what Python made, with all text in it escaped.
 const at = (id) => document.getElementById(id);
 const held = JSON.parse(at("held").textContent);
-const config = { displaylogo: false, responsive: true };
 const named = new Map(held.columns.map((column) => [column.id, column]));
 
 const element = (tag, traits = {}, ...children) => {
@@ -85,7 +84,11 @@ const found = () => {
     .sort((a, b) => (Number.isNaN(by[a]) - Number.isNaN(by[b])) || side * (by[a] - by[b]) || a - b);
 };
 const isAsked = () => Boolean(state.text.trim()) || state.marked || state.minimum !== null;
-const shown = (value) => (Number.isNaN(value) ? "–" : String(Number(value.toPrecision(4))));
+const shown = (value) => {
+  if (Number.isNaN(value)) return "–";
+  const short = Number(value.toPrecision(4));
+  return short && Math.abs(short) < 1e-4 ? short.toExponential() : String(short);
+};
 
 // The table
 
@@ -101,7 +104,9 @@ const star = (index) => {
   return element("button", { ...traits, ...told }, is ? "★" : "☆");
 };
 const row = (index) => {
-  const go = element("button", { type: "button", class: "go", "data-feature": index, "data-key": `go-${index}` }, `${index}`);
+  const traits = chunkOf.has(index) ? { class: "go" } : { class: "go part", title: "numbers alone" };
+  const which = { type: "button", "data-feature": index, "data-key": `go-${index}` };
+  const go = element("button", { ...traits, ...which }, `${index}`);
   const first = element("th", { scope: "row" }, star(index), go);
   const cells = held.columns.map(({ id }) => element("td", { class: "n" }, shown(values[id][index])));
   return element("tr", { "data-row": index }, first, ...cells);
@@ -154,7 +159,7 @@ const drawMap = async () => {
     layout[`${axis}axis`] = { ...layout[`${axis}axis`], title: { text: title }, type: log ? "log" : "linear" };
   }
   layout.uirevision = at("map-x").value + at("map-y").value; // zooming lasts while the axes stay the same
-  await Plotly.react(at("map"), data, layout, config);
+  await Plotly.react(at("map"), data, layout, held.config);
 };
 
 // One feature
@@ -168,7 +173,7 @@ const plot = async (name, figure) => {
   const box = element("div", { role: "img", "aria-label": name });
   box.style.height = `${figure.layout.height}px`;
   at("feature").append(element("h3", {}, name), box);
-  await Plotly.newPlot(box, figure.data, figure.layout, config);
+  await Plotly.newPlot(box, figure.data, figure.layout, held.config);
 };
 const numbersOnly = (index) => {
   const pairs = held.columns.flatMap(({ id, name }) => [
@@ -248,7 +253,10 @@ const listen = () => {
   at("previous").addEventListener("click", () => turn(-1));
   at("next").addEventListener("click", () => turn(1));
   at("mark").addEventListener("click", () => mark(state.feature));
-  at("number").addEventListener("change", () => open(at("number").valueAsNumber));
+  at("number").addEventListener("change", () => {
+    open(at("number").valueAsNumber);
+    if (!isFeature(at("number").valueAsNumber)) at("number").value = state.feature;
+  });
   for (const id of ["map-x", "map-y"]) at(id).addEventListener("change", drawMap);
   document.querySelector("main").addEventListener("click", ({ target }) => {
     const { sort, mark: marked } = target.closest("button")?.dataset ?? {};
@@ -276,6 +284,7 @@ const start = async () => {
     at(`map-${axis}`).value = `map_${axis}`;
   }
   at("number").max = held.features - 1;
+  if (chunkOf.size < held.features) at("caption").append(" Of features in grey the numbers alone are here.");
   drawTable();
   await drawMap();
   listen();

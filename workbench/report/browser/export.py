@@ -4,6 +4,7 @@ import base64
 import gzip
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from string import Template
@@ -27,6 +28,7 @@ from workbench.report.browser.figures import (
 )
 from workbench.report.browser.nodes import node, to_html
 from workbench.report.browser.view import first_column, read_bookmarks
+from workbench.report.html import PLOT_CONFIG
 
 PAGE, SCRIPT, CSS = (
     Path(__file__).with_name(name) for name in ("export.html", "export.js", "browser.css")
@@ -69,7 +71,7 @@ def export_browser(
     if not room >= 0:
         raise DataError(
             f"budget {budget_mb:g} MB: the table and the map of {total} features and what draws "
-            f"them take {fixed / 1e6:.2f} MB; wanted that at least"
+            f"them take {math.ceil(fixed / 1e4) / 100} MB; wanted that at least"
         )
     chunks = list(_chunks(dashboards, order, room))
     included = sum(size for size, _ in chunks)
@@ -161,6 +163,7 @@ def _tables(dashboards: Dashboards, marks: Sequence[int]) -> dict[str, str]:
             {"id": c, "name": names[c], "axis": NAMES.get(c, c), "log": c in LOGARITHMIC}
             for c in columns
         ],
+        "config": PLOT_CONFIG,
         "map": _drawn(map_figure(overview.iloc[:0])),
     }
     values = overview[columns].to_numpy("<f4").T

@@ -74,7 +74,8 @@ def _points(
     x, y = axes
     figure.add_scattergl(
         x=rows[x].to_numpy(np.float32), y=rows[y].to_numpy(np.float32), mode="markers",
-        customdata=np.asarray(rows.index, np.int32), name=name, opacity=0.7,
+        customdata=np.asarray(rows.index, np.int32), name=name,
+        opacity=0.4 if name == "others" else 0.9,
         marker={**marker, "line": {"width": 3 if marker["size"] > 6 else 0}},
         hovertemplate="feature %{customdata}<br>%{x:.3g}, %{y:.3g}<extra></extra>",
     )  # fmt: skip
@@ -124,27 +125,23 @@ def scores_figure(feature: Feature) -> go.Figure:
     values = [feature.numbers[m] for m in names]
     low = [feature.numbers[f"{m}_low"] for m in names]
     high = [feature.numbers[f"{m}_high"] for m in names]
-    figure = go.Figure()
+    rows, data, layout = max(1, len(names)), [], {}
     for i, name in enumerate(names):
-        known = np.isfinite(low[i])
-        figure.add_scatter(
-            x=[values[i]], y=[name], mode="markers", xaxis=f"x{i + 1}" if i else "x",
-            yaxis=f"y{i + 1}" if i else "y", marker={"color": BLUE, "size": 9}, showlegend=False,
-            error_x={
-                "array": [max(0.0, high[i] - values[i]) if known else 0],
-                "arrayminus": [max(0.0, values[i] - low[i]) if known else 0],
-            },
-            hovertemplate=f"{values[i]:.4g} [{low[i]:.4g}, {high[i]:.4g}]<extra>{name}</extra>",
-        )  # fmt: skip
-    rows = max(1, len(names))
-    for i in range(len(names)):
         end = "" if i == 0 else str(i + 1)
-        top = 1 - i / rows
-        figure.update_layout({
-            f"yaxis{end}": {"domain": [top - 0.6 / rows, top], "anchor": f"x{end}"},
-            f"xaxis{end}": {"anchor": f"y{end}", "zeroline": True, "zerolinecolor": GREY},
+        known, top = np.isfinite(low[i]), 1 - i / rows
+        ends = {
+            "array": [max(0.0, high[i] - values[i]) if known else 0],
+            "arrayminus": [max(0.0, values[i] - low[i]) if known else 0],
+        }
+        data.append({
+            "type": "scatter", "mode": "markers", "x": [values[i]], "y": [name], "error_x": ends,
+            "xaxis": f"x{end}", "yaxis": f"y{end}", "marker": {"color": BLUE, "size": 9},
+            "showlegend": False,
+            "hovertemplate": f"{values[i]:.4g} [{low[i]:.4g}, {high[i]:.4g}]<extra>{name}</extra>",
         })  # fmt: skip
-    return _laid_out(figure, 60 + 62 * rows)
+        layout[f"yaxis{end}"] = {"domain": [top - 0.6 / rows, top], "anchor": f"x{end}"}
+        layout[f"xaxis{end}"] = {"anchor": f"y{end}"}
+    return _laid_out(go.Figure(data, layout), 60 + 62 * rows)
 
 
 def facts_figure(feature: Feature, asked: Sequence[Sequence[str]]) -> go.Figure:
@@ -242,6 +239,7 @@ def _laid_out(figure: go.Figure, height: int) -> go.Figure:
         plot_bgcolor="rgba(0,0,0,0)", margin={"l": 10, "r": 10, "t": 30, "b": 10},
         font={"family": "Helvetica, Arial, sans-serif", "size": 13, "color": GREY},
         legend={"orientation": "h", "y": 1, "yanchor": "bottom", "x": 0},
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": GREY, "activecolor": BLUE},
     )  # fmt: skip
     figure.update_xaxes(automargin=True, gridcolor=FAINT, zerolinecolor=FAINT)
     return figure.update_yaxes(automargin=True, gridcolor=FAINT, zerolinecolor=FAINT)

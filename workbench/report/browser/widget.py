@@ -131,7 +131,7 @@ def content_sha256(sae: Any, model: Any, target: Target | None, texts: Any) -> s
         raise DataError(
             f"texts of type {type(texts).__name__} cannot be known again: give a folder, out="
         )
-    rooms = ("activations", "dashboards", "facts", "hooks.py", "locate", "sae")
+    rooms = ("activations", "dashboards", "facts", "hooks", "locate", "models", "sae")
     whole = [
         weights_sha256(model),
         tokenizer_sha256(model.tokenizer),
