@@ -85,8 +85,8 @@ def _names(config: BrowseConfig, dashboards: Dashboards) -> Names | None:
         return None
     facts, target = config.facts or card["facts"] or "", config.target or card["target"] or ""
     golds = config.golds
-    if not golds and model in bundled_models() and facts == model:
-        golds = tuple(name for name in bundled_models() if name.startswith(f"{model}/gold-"))
+    if not golds and model in bundled_models() and facts == model.split("/")[0]:
+        golds = tuple(name for name in bundled_models() if name.startswith(f"{facts}/gold-"))
     return Names(model, facts, target, golds)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -149,6 +150,7 @@ def serve(
 
     from workbench.report.browser.app import make_app
 
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # not a line for every request
     audits = Audits(dashboards.folder.resolve(), names if names and names.target else None)
     app = make_app(dashboards, bench, audits)
     guarded(app.server, port, audits.run)
