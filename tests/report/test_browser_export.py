@@ -422,6 +422,15 @@ def test_the_page_is_used_by_keyboard(open_page) -> None:
 
 
 @pytest.mark.browser
+def test_no_button_sends_a_figure_elsewhere(open_page) -> None:
+    titles = open_page().evaluate(
+        "[...document.querySelectorAll('.modebar-btn')].map(b => b.dataset.title)"
+    )
+    assert "Download plot as a PNG" in titles
+    assert not any("Share" in title or "Edit" in title for title in titles)
+
+
+@pytest.mark.browser
 def test_the_web_browser_refuses_the_page_a_connection(browser, file) -> None:
     page = browser.new_page()
     page.goto(file.as_uri())
