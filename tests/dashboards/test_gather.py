@@ -1,5 +1,6 @@
 """What dashboards say of features is what dense activations say."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,15 @@ def test_what_does_not_fit_is_refused_and_nothing_is_left(model, sae, texts, tmp
     with pytest.raises(DataError):
         make_dashboards(sae, model, None, tmp_path / "mine", texts)
     assert (tmp_path / "mine" / "work.txt").read_text() == "kept"
+
+
+def test_what_a_user_saved_is_not_gathered_over(model, sae, texts, run, tmp_path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    (copy / "edits" / "mine").mkdir(parents=True)
+    with pytest.raises(DataError, match="holds edits"):
+        make_dashboards(sae, model, None, copy, texts)
+    assert (copy / "edits" / "mine").is_dir()
 
 
 def test_a_feature_that_is_not_there(run) -> None:

@@ -18,7 +18,7 @@ from workbench.artifacts import new_folder, require_replaceable, write_json
 from workbench.dashboards import about, relations
 from workbench.dashboards.events import Corpus, of_features, read_corpus, write_events
 from workbench.dashboards.tallies import Tally
-from workbench.errors import SAEError
+from workbench.errors import DataError, SAEError
 from workbench.facts.target import Target
 from workbench.locate.concept import Concept
 from workbench.models.load import model_name, versions, weights_sha256
@@ -68,9 +68,9 @@ def make_dashboards(
 
     Raises:
         SAEError: the SAE fits neither the model's weights nor its width, or there are no texts.
-        DataError: `out` holds what the workbench did not write.
+        DataError: `out` holds what the workbench did not write, or saved edits or bookmarks.
     """
-    require_replaceable(out)
+    _require_nothing_of_the_users(Path(out))
     require_fit(sae, model)
     require_width(sae, model)
     if texts is None and target is None:
@@ -86,6 +86,16 @@ def make_dashboards(
         save_sae(sae, folder / "sae")
         write_json(folder / "card.json", _card(model, sae, corpus, states, target, config))
     return Path(out)
+
+
+def _require_nothing_of_the_users(out: Path) -> None:
+    require_replaceable(out)
+    kept = [name for name in ("edits", "audits", "bookmarks.json") if (out / name).exists()]
+    if kept:
+        raise DataError(
+            f"{out}: holds {kept[0]} of the browser's user, which gathering anew would delete; "
+            "name another folder, or move it away"
+        )
 
 
 def _states(corpus: Corpus, target: Target) -> np.ndarray:
