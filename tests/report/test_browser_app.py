@@ -192,6 +192,8 @@ def test_a_table_is_searched_sorted_and_turned(page: Page, door: Door) -> None:
     overview = Dashboards(door.run).overview
     first = page.locator("#table tbody tr th button").first
     assert int(first.inner_text()) == overview["density"].idxmax()
+    titles = page.locator("#map .modebar-btn").evaluate_all("b => b.map(x => x.dataset.title)")
+    assert titles and not any("hare" in title for title in titles), "a figure is to stay here"
     page.click("#table thead button >> nth=0")
     expect(page.locator("#table thead th[aria-sort=ascending]")).to_have_count(1)
     density = page.locator("#table tbody td.n").first

@@ -10,6 +10,7 @@ from workbench.report.browser.figures import column_names
 from workbench.report.browser.nodes import Node
 from workbench.report.browser.serve import Audits
 from workbench.report.browser.view import first_column
+from workbench.report.html import PLOT_CONFIG
 
 CSS = Path(__file__).with_name("browser.css")
 PAGE = """<!DOCTYPE html>
@@ -18,7 +19,7 @@ PAGE = """<!DOCTYPE html>
 </head><body class="wbb">{{%app_entry%}}
 <footer>{{%config%}}{{%scripts%}}{{%renderer%}}</footer></body></html>
 """
-GRAPH: Any = {"displaylogo": False, "responsive": True}
+GRAPH: Any = PLOT_CONFIG  # no button that sends a figure anywhere
 WIDE = {"width": "14rem"}
 MARKS = {i: str(i) for i in range(-3, 4)}
 

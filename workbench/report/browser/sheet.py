@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 import traitlets
 
 from workbench.report.browser.nodes import Node, to_html
+from workbench.report.html import PLOT_CONFIG
 
 SHEET = """
 const key = (at) => JSON.stringify(at.dataset);
@@ -100,7 +101,7 @@ class Plot(go.FigureWidget):
     def __init__(self, figure: go.Figure, library: bool = False) -> None:
         self._brings_library = library
         super().__init__(figure)
-        self._config = {"displaylogo": False, "responsive": True}
+        self._config = dict(PLOT_CONFIG)  # no button that sends a figure anywhere
         self._drawn = figure.layout
 
     @traitlets.default("library")
