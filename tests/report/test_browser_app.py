@@ -100,6 +100,7 @@ def served(run: Path, bench: Bench, names: Names | None) -> Iterator[Door]:
         thread.join()
         server.server_close()
         audits.stop()
+        bench.wait()
 
 
 @pytest.fixture
@@ -329,4 +330,4 @@ def test_an_audit_is_started_from_the_page_and_its_verdict_shown(
     assert load_edit(given.edit)[0].features.tolist() == [3]  # pyright: ignore[reportAttributeAccessIssue]
     with page.context.expect_page() as opened:
         page.click("#verdict a")
-    assert "Verdict" in opened.value.locator("body").inner_text()
+    expect(opened.value.locator("body")).to_contain_text("Verdict")

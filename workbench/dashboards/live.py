@@ -159,6 +159,11 @@ class Bench:
         questions = [(q.prompt, q.fact.object) for q in self._shown]
         return Preview(prompt, tuple(names), tuple(questions), before, after, gold)
 
+    def wait(self) -> None:
+        """Returns when no preview runs: a process must not end within one."""
+        with self._lock:
+            pass
+
     def audit(self, edits: Sequence[Intervention], cache: Any = None) -> AuditReport:
         """The quick audit of the edits, against all golds and two random controls."""
         if self.target is None:

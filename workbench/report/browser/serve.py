@@ -165,3 +165,5 @@ def serve(
         say("ended")
     finally:
         audits.stop()
+        if bench is not None:
+            bench.wait()
