@@ -406,8 +406,7 @@ def test_an_edit_is_tried_in_jupyterlab(lab: str) -> None:
         assert "</script>" in page.locator(".wbb").inner_text()
         for width in (1400, 800):
             page.set_viewport_size({"width": width, "height": 1000})
-            page.wait_for_timeout(500)
-            assert page.evaluate(OUTSIDE) == 0
+            page.wait_for_function(f"({OUTSIDE})() === 0")
         assert wrong == []
         opened.close()
 
