@@ -73,7 +73,7 @@ def effects(model: Any, sae: Any, concept: Concept) -> Columns:
 
 
 def asked_facts(target: Target) -> list[Fact]:
-    """Forget facts of T and S: V, on which audits are scored, is not looked at."""
+    """Forget facts of T and S. V is not asked; texts that state it are among the passages."""
     shown = [*target.fold("T"), *target.fold("S")]
     return shown or list(target.forget)
 

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from workbench.artifacts import new_folder, require_replaceable, write_json
 from workbench.dashboards import about, relations
-from workbench.dashboards.events import Corpus, of_features, read_corpus, write_events
+from workbench.dashboards.events import EVENT, Corpus, of_features, read_corpus, write_events
 from workbench.dashboards.tallies import Tally
 from workbench.errors import DataError, SAEError
 from workbench.facts.target import Target
@@ -218,8 +218,8 @@ def _together(paths: list[Path], corpus: Corpus, d_sae: int) -> sparse.csc_matri
     step = max(1, len(corpus.tokens) // TOGETHER_TOKENS)
     rows, columns = [], []
     for path in paths:
-        events = of_features(path, len(corpus.tokens))
-        events = events[events["token"] % step == 0]
+        found = np.fromfile(path, EVENT)
+        events = found[found["token"] % step == 0]
         rows.append(events["token"] // step)
         columns.append(events["feature"])
     row, column = (np.concatenate(part).astype(np.int64) for part in (rows, columns))

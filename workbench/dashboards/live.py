@@ -1,7 +1,7 @@
 """Trying an edit of chosen features at once: what the model then says, and what that costs.
 
-Edits are the same objects as in scripts, and recall is that of `workbench.recall`. Facts of V, on
-which audits are scored, are never asked here.
+Edits are the same objects as in scripts, and recall is that of `workbench.recall`. Facts of V are not
+asked here; an audit of several rotations scores those of S in one of them.
 """
 
 import copy
@@ -81,7 +81,7 @@ class Bench:
     One preview runs at a time: an edit stands in the model's hooks while it is measured.
 
     Args:
-        gold: a model that never knew, to be shown beside.
+        golds: models that never knew: the first is shown beside, an audit takes all.
 
     Raises:
         SAEError: the SAE belongs to other weights.
