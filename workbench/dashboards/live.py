@@ -1,7 +1,7 @@
 """Trying an edit of chosen features at once: what the model then says, and what that costs.
 
-Edits are the same objects as in scripts, and recall is that of `workbench.recall`. Facts of V are not
-asked here; an audit of several rotations scores those of S in one of them.
+Edits are the same objects as in scripts, and recall is that of `workbench.recall`. Facts of V are
+not asked here; an audit of several rotations scores those of S in one of them.
 """
 
 import copy

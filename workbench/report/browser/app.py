@@ -6,6 +6,7 @@ from typing import Any
 from dash import Dash, dcc, html
 
 from workbench.dashboards import EDITS, Bench, Dashboards
+from workbench.report.browser import parts
 from workbench.report.browser.figures import column_names
 from workbench.report.browser.nodes import Node
 from workbench.report.browser.serve import Audits
@@ -62,11 +63,6 @@ def to_dash(part: Node | str, place: str = "") -> Any:
 
 
 def _layout(dashboards: Dashboards, bench: Bench | None) -> Any:
-    card = dashboards.card
-    about = f", target {card['target']}" if card["target"] else ""
-    told = f"{card['model']} at {card['site']}{about}: {card['features']} features, " + (
-        f"{card['counted']} tokens of {card['documents']} texts"
-    )
     first = first_column(dashboards.overview)
     stores = [
         dcc.Store(id="shown"),
@@ -79,8 +75,9 @@ def _layout(dashboards: Dashboards, bench: Bench | None) -> Any:
     ]
     left = html.Div([_overview(dashboards), _bench(bench)])
     panes = html.Main([left, _one()], className="panes")
-    return html.Div([*stores, html.Header([html.H1("Feature browser"), html.P(told)]), panes],
-                    style={"padding": "1rem"})  # fmt: skip
+    about = html.P(parts.about(dashboards.card))
+    header = html.Header([html.H1("Feature browser"), about])
+    return html.Div([*stores, header, panes], style={"padding": "1rem"})
 
 
 def graph(figure: Any) -> Any:

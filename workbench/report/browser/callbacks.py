@@ -20,6 +20,7 @@ from workbench.report.browser.figures import (
 )
 from workbench.report.browser.serve import Audits
 from workbench.report.browser.view import (
+    COLUMNS,
     ROWS,
     View,
     edit_folder,
@@ -43,8 +44,7 @@ class Room:
     @property
     def columns(self) -> list[str]:
         """The columns of the table."""
-        wanted = ("density", "rate_forget", "rate_retain", "effect_forget", "effect_retain")
-        return [c for c in wanted if c in self.dashboards.overview]
+        return [c for c in COLUMNS if c in self.dashboards.overview]
 
 
 def connect(app: Dash, room: Room) -> None:

@@ -194,12 +194,7 @@ def _page(
 
 def _about(dashboards: Dashboards, included: int) -> str:
     """What was gathered, how much of it is in the file, and what a file cannot do."""
-    card, total = dashboards.card, len(dashboards)
-    target = f", target {card['target']}" if card["target"] else ""
-    gathered = (
-        f"{card['model']} at {card['site']}{target}: {card['features']} features, "
-        f"{card['counted']} tokens of {card['documents']} texts."
-    )
+    total, gathered = len(dashboards), f"{parts.about(dashboards.card)}."
     full = f"{included} of {total} features are here in full; the table and the map hold all."
     if included < total:
         effect = EFFECT if "effect_forget" in dashboards.overview else ""

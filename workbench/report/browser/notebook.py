@@ -7,6 +7,7 @@ import ipywidgets as widgets
 
 from workbench.dashboards import Bench, Dashboards, Preview
 from workbench.hooks import Intervention
+from workbench.report.browser import parts
 from workbench.report.browser.nodes import node
 from workbench.report.browser.panes import Map, Panel, Table, pane
 from workbench.report.browser.sheet import Sheet
@@ -54,13 +55,8 @@ class Browser(widgets.VBox):
 
 
 def _heading(dashboards: Dashboards) -> Sheet:
-    card, sheet = dashboards.card, Sheet()
-    about = f", target {card['target']}" if card["target"] else ""
-    told = (
-        f"{card['model']} at {card['site']}{about}: {card['features']} features, "
-        f"{card['counted']} tokens of {card['documents']} texts"
-    )
-    sheet.show(node("p", told))
+    sheet = Sheet()
+    sheet.show(node("p", parts.about(dashboards.card)))
     return sheet
 
 

@@ -10,10 +10,8 @@ from workbench.report.browser.figures import column_names, feature_figures, map_
 from workbench.report.browser.nodes import Node, node
 from workbench.report.browser.sheet import Plot, Sheet
 from workbench.report.browser.state import State
-from workbench.report.browser.view import ROWS, found, pages, rows
+from workbench.report.browser.view import COLUMNS, ROWS, found, pages, rows
 
-COLUMNS = ("density", "rate_forget", "rate_retain", "effect_forget", "effect_retain")
-"""Shown of each feature beside what the table is ordered by."""
 ROOMY = {"description_width": "initial"}
 
 

@@ -1,6 +1,6 @@
 """What is said of one feature in words and tables; figures stand in `figures`."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from workbench.dashboards import Feature, Passage, Preview
@@ -8,6 +8,15 @@ from workbench.report.browser.nodes import Node, node
 
 SHADE = "rgba(230, 120, 0, {:.2f})"
 """Colour behind a token, more opaque the more a feature fires; legible under dark and light ink."""
+
+
+def about(card: Mapping[str, Any]) -> str:
+    """What was gathered, from which model and texts."""
+    target = f", target {card['target']}" if card["target"] else ""
+    return (
+        f"{card['model']} at {card['site']}{target}: {card['features']} features, "
+        f"{card['counted']} tokens of {card['documents']} texts"
+    )
 
 
 def passage(shown: Passage, peak: float) -> Node:

@@ -15,6 +15,8 @@ from workbench.errors import DataError, EditError
 
 ROWS = 20
 """Features of a page."""
+COLUMNS = ("density", "rate_forget", "rate_retain", "effect_forget", "effect_retain")
+"""Shown of each feature, as far as they were gathered."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,59}")
 
 
