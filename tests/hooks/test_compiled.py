@@ -10,7 +10,7 @@ import pytest
 @pytest.mark.slow
 def test_compiled_models_are_edited() -> None:
     script = Path(__file__).with_name("compiled.py")
-    unchecked = ["-o", "addopts=--import-mode=importlib", "-p", "no:cacheprovider"]
+    unchecked = ["-o", "addopts=--import-mode=importlib -p no:dash", "-p", "no:cacheprovider"]
     run = subprocess.run(
         [sys.executable, "-m", "pytest", *unchecked, str(script), "-q", "--show-capture=no"],
         cwd=Path(__file__).parents[2],

@@ -390,7 +390,7 @@ def test_an_edit_is_tried_in_jupyterlab(lab: str) -> None:
     with api.sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=str(CHROMIUM), args=OPTIONS)
         page = opened.new_page(viewport={"width": 1400, "height": 1000})
-        page.set_default_timeout(120_000)
+        page.set_default_timeout(300_000)
         wrong: list[str] = []
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.goto(lab)
@@ -412,11 +412,21 @@ def test_an_edit_is_tried_in_jupyterlab(lab: str) -> None:
 
 
 def _run_all(page: Any) -> None:
-    """Runs the notebook; a question whether to build JupyterLab anew is declined."""
+    """
+    Runs the notebook, once its kernel is ready: JupyterLab drops what is run before, and what a
+    question of its own interrupts. The question whether to build JupyterLab anew is declined.
+    """
     reject = page.locator("dialog.jp-Dialog .jp-mod-reject")
     page.add_locator_handler(reject, reject.first.click)
-    page.locator(".jp-Notebook .jp-CodeCell .cm-content").first.click()
-    page.locator("[data-command='notebook:run-cell-and-select-next']").first.click()
+    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']")
+    begun = page.locator(".jp-Notebook .jp-InputPrompt").first
+    for _ in range(10):
+        page.locator(".jp-Notebook .jp-CodeCell .cm-content").first.click()
+        page.locator("[data-command='notebook:run-cell-and-select-next']").first.click()
+        page.wait_for_timeout(3000)
+        if begun.inner_text() != "[ ]:":
+            return
+    raise AssertionError(f"JupyterLab never ran the cell; its prompt is {begun.inner_text()!r}")
 
 
 def _dose_changes_the_figure(page: Any) -> None:
