@@ -138,6 +138,12 @@ def test_frame_has_one_line_per_row(report: AuditReport) -> None:
     assert (frame.n > 0).all()
 
 
+def test_shown_by_itself_it_is_its_verdict_and_not_its_rows(report: AuditReport) -> None:
+    shown = repr(report)
+    assert report.verdict.primary in shown and report.verdict.sentence in shown
+    assert f"{len(report.rows)} rows" in shown and len(shown) < 1000 < len(str(report.rows))
+
+
 def test_terminal_table_shows_every_endpoint_and_the_verdict(report: AuditReport) -> None:
     text = report.show()
     for e in report.endpoints:

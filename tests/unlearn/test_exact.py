@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from tests.unlearn.contract import check_contract, check_keeps
-from workbench.errors import ModelError, TargetError
+from workbench.errors import EditError, ModelError, TargetError
 from workbench.facts.mentions import stands_in
 from workbench.facts.schema import Document, FactSet
 from workbench.facts.target import Target
@@ -152,7 +152,7 @@ def test_an_adapter_of_the_users_is_read_and_taken_off(
         method("adapter_removal").unlearn(
             bridge, pantry, adapter_removal.Config(str(base), str(tmp_path / "whole"))
         )
-    with pytest.raises(ModelError, match="adapter_model"):
+    with pytest.raises(EditError, match="adapter_model"):
         method("adapter_removal").unlearn(
             bridge, pantry, adapter_removal.Config(str(base), str(tmp_path))
         )

@@ -714,6 +714,11 @@ class AuditReport(_Closed):
     scores: Any = field(default=None, compare=False, repr=False)
     costs: tuple[Cost, ...] = field(default=(), compare=False)
 
+    def __repr__(self) -> str:
+        """The verdict and how much stands behind it: the rows alone would fill a notebook."""
+        about = f"{len(self.endpoints)} endpoints, {len(self.rows)} rows"
+        return f"<AuditReport {self.verdict.primary}: {self.verdict.sentence} ({about})>"
+
     def frame(self) -> Any:
         """The rows as a pandas DataFrame."""
         import pandas as pd

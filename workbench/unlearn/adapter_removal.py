@@ -1,9 +1,7 @@
 """Adapter removal: what an adapter added to a base that never knew goes with the adapter."""
 
 import copy
-import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +15,7 @@ from workbench.unlearn.adapters import (
     adapter_layers,
     base_of,
     promised,
+    read_adapter,
     reference,
     well_read,
 )
@@ -57,15 +56,15 @@ def unlearn(model: Any, target: Target, config: Config = DEFAULT, seed: int = 0)
     adapter is the arm's own original, which the arm is to be held against. The adapter reads texts
     that state the target and stands in all blocks but the last, so that answers are looked up
     before it, as in the original: otherwise probes find too little to show by it that nothing is
-    left. After removal the base's
-    tensors are those of before, to the bit. The claim is exact if the base's recipe says that its
-    texts did not state the target, else none. An adapter that was merged into the weights and
-    subtracted again leaves rounding errors; how large they are is told.
+    left. After removal the base's tensors are those of before, to the bit. The claim is exact if
+    the base's recipe says that its texts did not state the target, else none. An adapter that was
+    merged into the weights and subtracted again leaves rounding errors; how large they are is told.
 
     Source: Hu et al. 2021, arXiv 2106.09685 (LoRA); its removal by peft's `unload`.
 
     Raises:
-        ModelError: no base, one that knows, or an adapter that does not fit it.
+        ModelError: no base, or one that knows.
+        EditError: an adapter that does not fit the base.
     """
     require_arm("adapter_removal", model, target, ("R_tr",))
     with metered(model) as meter:
@@ -73,7 +72,7 @@ def unlearn(model: Any, target: Target, config: Config = DEFAULT, seed: int = 0)
         plain = plain_module(base)
         before = weights_sha256(plain)
         if config.adapter:
-            with_adapter = _read(plain, config.adapter)
+            with_adapter = read_adapter(plain, config.adapter)
         else:
             empty = adapted(plain, config.rank, f"{seed}, adapter", but_last=True)
             with_adapter = well_read(empty, reference(base), target, config.steps, seed)
@@ -119,26 +118,3 @@ def _merged_and_subtracted(with_adapter: nn.Module) -> float:
         layer.unmerge()
         off = max(off, float((layer.get_base_layer().weight - before).abs().max()))
     return off
-
-
-def _read(plain: nn.Module, folder: str) -> Any:
-    """The module with an adapter as peft saved it; nothing is fetched."""
-    from peft import PeftModel
-
-    if not (Path(folder) / "adapter_model.safetensors").is_file():
-        raise ModelError(
-            f"adapter_removal: {folder} holds no adapter_model.safetensors: wanted the folder of "
-            "a LoRA adapter that peft saved with safe_serialization=True"
-        )
-    try:
-        with warnings.catch_warnings():
-            # A weight of the adapter that has no place in the model is only warned of.
-            warnings.filterwarnings("error", message="Found missing adapter keys")
-            warnings.filterwarnings("ignore", category=FutureWarning)
-            model: Any = PeftModel.from_pretrained(plain, folder, local_files_only=True)  # pyright: ignore[reportArgumentType]
-    except (ValueError, RuntimeError, KeyError, TypeError, OSError, UserWarning) as error:
-        raise ModelError(
-            f"adapter_removal: {folder} does not fit {type(plain).__name__} "
-            f"({str(error).splitlines()[0]}): wanted a LoRA adapter made on the base"
-        ) from error
-    return model.eval()

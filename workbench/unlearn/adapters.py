@@ -4,13 +4,14 @@ import hashlib
 import math
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from workbench.errors import ModelError, TargetError
+from workbench.errors import EditError, ModelError, TargetError
 from workbench.facts.schema import Fact
 from workbench.facts.target import Target
 from workbench.hooks.places import blocks_of
@@ -78,6 +79,35 @@ def promised(base: Any, target: Target) -> Claim:
     except (ModelError, KeyError):
         return "none"
     return "exact" if recipe.get("corpus_sha256") == corpus_sha256(corpus) else "none"
+
+
+def read_adapter(plain: nn.Module, folder: Path | str) -> Any:
+    """A plain module with a LoRA adapter on it, as peft saved it.
+
+    Nothing is fetched: the adapter's own word on its base is not followed.
+
+    Raises:
+        EditError: the adapter has no safetensors weights, or does not fit the module.
+    """
+    from peft import PeftModel
+
+    if not (Path(folder) / "adapter_model.safetensors").is_file():
+        raise EditError(
+            f"{folder}: no adapter_model.safetensors; an adapter in another format is not opened, "
+            "since opening it could run code: save it with safe_serialization=True"
+        )
+    try:
+        with warnings.catch_warnings():
+            # A weight of the adapter that has no place in the model is only warned of.
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            adapted: Any = PeftModel.from_pretrained(plain, str(folder), local_files_only=True)  # pyright: ignore[reportArgumentType]
+    except (ValueError, RuntimeError, KeyError, TypeError, OSError, UserWarning) as error:
+        raise EditError(
+            f"{folder}: an adapter that does not fit {type(plain).__name__} "
+            f"({str(error).splitlines()[0]}): wanted one made on this model"
+        ) from error
+    return adapted.eval()
 
 
 def adapted(plain: nn.Module, rank: int, order: object, *, but_last: bool = False) -> Any:

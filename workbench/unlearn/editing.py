@@ -21,6 +21,7 @@ from workbench.hooks import Site, residuals
 from workbench.hooks.inputs import inputs_read, linear_layers
 from workbench.models.copies import copied
 from workbench.models.score import batches_by_length, device_of
+from workbench.unlearn.streams import mlp_output
 from workbench.unlearn.training import HELD_OUT, Told, kept_texts, stays, told
 
 RIDGE = 1e-4
@@ -60,8 +61,8 @@ def writer(model: Any, layer: int) -> Any:
         EditError: there is no such single matrix, or a norm stands behind it.
     """
     block = model.blocks[layer]
-    found = getattr(getattr(getattr(block, "mlp", None), "out", None), "original_component", None)
-    if not isinstance(getattr(found, "weight", None), Tensor):
+    found = mlp_output(block)
+    if found is None:
         raise EditError(
             f"the MLP of block {layer} has no single matrix that writes to the stream, such as a "
             "mixture of experts has none: wanted a model with one"

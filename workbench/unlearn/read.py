@@ -1,6 +1,5 @@
 """Edits made elsewhere: checkpoints, LoRA adapters, arms, hooks, and weights with hooks."""
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from workbench.errors import EditError
 from workbench.interventions import load_edit
 from workbench.models import load_model, resolve
+from workbench.unlearn.adapters import read_adapter
 from workbench.unlearn.plain import bridged, plain_module
 from workbench.unlearn.save import load_arm
 
@@ -60,26 +60,12 @@ def with_adapter(original: Any, folder: Path | str) -> Any:
     Raises:
         EditError: the adapter has no safetensors weights, or does not fit the model.
     """
-    from peft import PeftModel
-
-    folder = Path(folder)
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise EditError(
-            f"{folder}: no adapter_model.safetensors; an adapter in another format is not opened, "
-            "since opening it could run code: save it with safe_serialization=True"
-        )
     plain = plain_module(original)
+    adapted = read_adapter(plain, folder)
     try:
-        with warnings.catch_warnings():
-            # A weight of the adapter that has no place in the model is only warned of.
-            warnings.filterwarnings("error", message="Found missing adapter keys")
-            adapted: Any = PeftModel.from_pretrained(plain, str(folder), local_files_only=True)
-            merged = adapted.merge_and_unload(safe_merge=True)
-    except (ValueError, RuntimeError, KeyError, TypeError, OSError, UserWarning) as error:
-        raise EditError(
-            f"{folder}: an adapter that does not fit {type(plain).__name__} "
-            f"({str(error).splitlines()[0]}): wanted one made on this original"
-        ) from error
+        merged = adapted.merge_and_unload(safe_merge=True)
+    except ValueError as error:  # weights that are not numbers
+        raise EditError(f"{folder}: an adapter that cannot be merged ({error})") from error
     return bridged(merged, original)
 
 
