@@ -1,5 +1,6 @@
 """A random model, planted SAEs and a hand-made world, small enough to build within a second."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -35,9 +36,12 @@ AUDIT = ("who brought the {} to", "the place of {}")
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Audits of this run share what they measure with each other, and with nothing else."""
+    """Audits of this run, in all of its processes, share what they measure, and with no other."""
+    room = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        room = room.parent
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WORKBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("WORKBENCH_CACHE", str(room / "cache"))
         yield
 
 
