@@ -10,7 +10,7 @@ from tests.audit.synthetic import Synthetic
 from workbench.audit import AuditReport
 from workbench.cli import main, parsed
 from workbench.errors import AuditError, WorkbenchError
-from workbench.experiments import compare
+from workbench.experiments import arms, compare
 from workbench.experiments.compare import CompareConfig, run
 from workbench.facts import save_facts
 from workbench.facts.schema import FactSet
@@ -80,7 +80,7 @@ def config_of(given: dict[str, Any], **changes: Any) -> CompareConfig:
 
 @pytest.mark.slow
 def test_arms_and_audits_are_kept_and_what_changed_is_made_anew_alone(
-    given: dict[str, Any], audits: list[str], tmp_path: Path
+    given: dict[str, Any], audits: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, said = config_of(given), []
     entries = run(config, tmp_path / "out", said.append)
@@ -103,6 +103,11 @@ def test_arms_and_audits_are_kept_and_what_changed_is_made_anew_alone(
     assert "arms: 1 to make, 1 kept from before" in said
     assert audits == ["no_change", "mine", "mine"]
     assert last[1]["told"] == {"said": "second"}
+
+    monkeypatch.setattr(arms, "versions", lambda: {"torch": "another"})
+    said.clear()
+    run(config, tmp_path / "out", said.append)
+    assert "arms: 2 to make, 0 kept from before" in said
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from workbench.audit.store import source_sha256
 from workbench.facts import load_facts
 from workbench.facts.target import Target
 from workbench.models import load_golds, load_model, weights_sha256
+from workbench.models.load import versions
 from workbench.unlearn import METHODS, Method, choose_strength, method, method_from
 from workbench.unlearn.save import save_arm
 
@@ -145,9 +146,10 @@ def arm_folder(out: Path, name: str, seed: int) -> Path:
 
 
 def _made_from(target: Target, original: Any, golds: Sequence[Any]) -> str:
-    """Hash of what all arms are made from."""
+    """Hash of what all arms are made from; other versions of torch and the like round otherwise."""
     parts = [target_sha256(target), *(weights_sha256(m) for m in (original, *golds))]
-    return hashlib.sha256(json.dumps([*parts, source_sha256(*BELOW)]).encode()).hexdigest()
+    below = (source_sha256(*BELOW), versions())
+    return hashlib.sha256(json.dumps([*parts, *below]).encode()).hexdigest()
 
 
 def _made_with(name: str, seed: int, made_from: str) -> str:

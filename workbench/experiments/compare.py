@@ -33,9 +33,9 @@ def run(config: CompareConfig, out: Path | str, say: Say = lambda line: None) ->
     """Makes every arm, audits each, and writes `comparison.json` and `comparison.html`.
 
     Arms stand in `out/arms`, reports in `out/<profile>`. What stands there from the same source,
-    facts and models is not done again, so that a run can be interrupted and goes on, and a method
-    that is mended is made anew alone. A method that fails is named in the table with its reason,
-    and the others go on.
+    libraries, facts and models is not done again, so that a run can be interrupted and goes on, and
+    a method that is mended is made anew alone. A method that fails is named in the table with its
+    reason, and the others go on.
 
     Raises:
         WorkbenchError: an unknown method, or an `out` that cannot be written.
