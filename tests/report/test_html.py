@@ -25,7 +25,7 @@ from workbench.audit.schema import (
 )
 from workbench.report import write_html
 from workbench.report.card import ICONS
-from workbench.report.markup import MINUS, interval, number, p_value, yes
+from workbench.report.markup import MINUS, brief, interval, number, p_value, yes
 from workbench.report.roles import gold_rhos, standing
 from workbench.report.words import ACCESS, CLAIMS, FLAGS, PRIMARY, SETS
 
@@ -237,6 +237,13 @@ def test_numbers_are_told_as_they_are() -> None:
     ]
     assert [yes(x) for x in (True, False, None)] == ["yes", "no", "not checked"]
     assert [p_value(x) for x in (0.0004, 0.04)] == ["< 0.001", "0.040"]
+    assert [brief(x) for x in (None, 0.0123456, -176.4, 1113.2, 2e9)] == [
+        "none",
+        "0.0123",
+        f"{MINUS}176",
+        "1113",
+        "2e+09",
+    ]
 
 
 def test_text_of_a_report_never_becomes_a_tag(report, doses, tmp_path) -> None:

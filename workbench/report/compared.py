@@ -117,7 +117,7 @@ def markdown_table(entries: Sequence[Entry]) -> str:
                 _told([shown["rho"], *shown["ci95"]] if shown else None),
                 *objectives,
                 f"{e['utility']:.3f}",
-                f"{e['cost']['seconds']:.3g}",
+                brief(e["cost"]["seconds"]),
                 f"{road['endpoint']} {road['name']}, ρ {road['rho']:.2f}" if road else "none",
             )
         )

@@ -128,8 +128,11 @@ def number(value: float | None, digits: int = 2) -> str:
 
 
 def brief(value: float | None) -> str:
-    """Three significant digits."""
-    return "none" if value is None else f"{value:.3g}".replace("-", MINUS)
+    """Three significant digits; of larger numbers all that stand before the point."""
+    if value is None:
+        return "none"
+    whole = 1000 <= abs(value) < 1e7
+    return f"{value:{'.0f' if whole else '.3g'}}".replace("-", MINUS)
 
 
 def p_value(value: float) -> str:
