@@ -40,7 +40,7 @@ lint-imports: $(READY)
 
 # Without pytest's usual options: the shape checks of the test run would be timed along with the code.
 bench: $(READY) ## time what this project does against its peers
-	$(BIN)/python -m pytest tests/bench --no-header -q -s -o addopts= -o python_files='bench_*.py'
+	$(BIN)/python -m pytest tests/bench --no-header -q -s -o addopts= -p no:dash -o python_files='bench_*.py'
 
 world: $(READY) ## train the bundled models and SAEs again
 	$(BIN)/python -m workbench.experiments.world

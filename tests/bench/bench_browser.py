@@ -10,12 +10,18 @@ import torch
 from sae_lens import TopKSAE, TopKSAEConfig
 
 from workbench.dashboards import DashboardConfig, Dashboards, make_dashboards
+from workbench.dashboards.events import read_corpus
 from workbench.facts import load_facts
+from workbench.hooks import Site, residuals
 from workbench.models import load_model, weights_sha256
+from workbench.models.score import batches_by_length
 from workbench.report.browser.figures import feature_figures, map_figure
 from workbench.report.browser.view import View, rows
 
+from .timing import speed
+
 SITE = "blocks.1.hook_resid_post"
+TOKENS = 50_000
 
 
 def random_sae(model: Any, d_sae: int, k: int = 32) -> Any:
@@ -40,6 +46,41 @@ def gather(d_sae: int, tokens: int, out: Path) -> None:
     print(
         f"{d_sae} features, {tokens} tokens: {time.perf_counter() - started:.0f} s by the clock, "
         f"{time.process_time() - cpu:.0f} CPU s, {peak:.2f} GiB at most"
+    )
+
+
+@torch.no_grad()
+def encode_alone(model: Any, sae: Any, texts: list[str]) -> None:
+    """The same texts through the model and the SAE's own encoder; nothing is kept."""
+    corpus = read_corpus(model, texts, TOKENS, DashboardConfig().context_size)
+    runs = [
+        corpus.tokens[a:b].tolist() for a, b in zip(corpus.first, corpus.first[1:], strict=False)
+    ]
+    for batch in batches_by_length(runs):
+        ids = torch.tensor([runs[i] for i in batch])
+        stream = residuals(model, ids, [Site.parse(SITE)])[Site.parse(SITE)].flatten(0, 1)
+        for part in stream.split(4096):
+            sae.encode(part)
+
+
+def test_gathering_against_encoding_alone(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    model, texts = load_model("valley"), [d.text for d in load_facts("valley").corpus]
+    sae, turns = random_sae(model, 16_384), iter(range(100))
+
+    def ours() -> None:
+        out = tmp_path / str(next(turns))
+        make_dashboards(sae, model, None, out, texts, DashboardConfig(TOKENS))
+
+    speed(
+        f"dashboards of 16,384 features, {TOKENS:,} tokens of the world",
+        "the model and SAELens' encoder on the same texts, nothing kept",
+        "—",
+        ours,
+        lambda: encode_alone(model, sae, texts),
+        "the encoder's product; beyond it: sorting events, passages and neighbours of each feature",
+        repeats=5,
+        unit=(TOKENS, "token"),
     )
 
 
