@@ -2,6 +2,7 @@
 
 import resource
 import time
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -53,9 +54,7 @@ def gather(d_sae: int, tokens: int, out: Path) -> None:
 def encode_alone(model: Any, sae: Any, texts: list[str]) -> None:
     """The same texts through the model and the SAE's own encoder; nothing is kept."""
     corpus = read_corpus(model, texts, TOKENS, DashboardConfig().context_size)
-    runs = [
-        corpus.tokens[a:b].tolist() for a, b in zip(corpus.first, corpus.first[1:], strict=False)
-    ]
+    runs = [corpus.tokens[a:b].tolist() for a, b in pairwise(corpus.first)]
     for batch in batches_by_length(runs):
         ids = torch.tensor([runs[i] for i in batch])
         stream = residuals(model, ids, [Site.parse(SITE)])[Site.parse(SITE)].flatten(0, 1)

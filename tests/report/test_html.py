@@ -237,10 +237,12 @@ def test_numbers_are_told_as_they_are() -> None:
     ]
     assert [yes(x) for x in (True, False, None)] == ["yes", "no", "not checked"]
     assert [p_value(x) for x in (0.0004, 0.04)] == ["< 0.001", "0.040"]
-    assert [brief(x) for x in (None, 0.0123456, -176.4, 1113.2, 2e9)] == [
+    assert [brief(x) for x in (None, 0.0123456, -176.4, 999.4, 999.6, 1113.2, 2e9)] == [
         "none",
         "0.0123",
         f"{MINUS}176",
+        "999",
+        "1000",
         "1113",
         "2e+09",
     ]

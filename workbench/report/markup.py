@@ -131,7 +131,7 @@ def brief(value: float | None) -> str:
     """Three significant digits; of larger numbers all that stand before the point."""
     if value is None:
         return "none"
-    whole = 1000 <= abs(value) < 1e7
+    whole = 999.5 <= abs(value) < 1e7
     return f"{value:{'.0f' if whole else '.3g'}}".replace("-", MINUS)
 
 
